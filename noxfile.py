@@ -1,0 +1,104 @@
+"""Every check of this project. `nox` runs them all; `nox -l` lists them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+# A missing interpreter is skipped in one line, and with CI set it is an error; it is never
+# looked for on the network.
+nox.options.download_python = "never"
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def show_pyenv_versions() -> None:
+    """Make all of pyenv's interpreters available, not only the one that is chosen."""
+    if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:
+        listed = subprocess.run(
+            ["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.environ["PYENV_VERSION"] = ":".join(
+            version for version in listed if re.fullmatch(r"3\.\d+\.\d+", version)
+        )
+
+
+show_pyenv_versions()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, and what is easily done wrong with Trio."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run(
+        "flake8",
+        "--select=ASYNC",
+        "--startable-in-context-manager=run",
+        "src",
+        "tests",
+        "examples",
+        "noxfile.py",
+    )
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types, as two type checkers see them, and that the public ones are complete."""
+    groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests")
+    session.install("-e", ".[examples]", "nox", *groups)
+    session.run("mypy", "src", "tests/type_tests.py", "examples", "noxfile.py")
+    session.run("pyright", "src", "tests/type_tests.py", "examples", "noxfile.py")
+    session.run("pyright", "--verifytypes", "trio_statskeeper", "--ignoreexternal")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run all tests."""
+    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install(".[examples]", *groups)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def oldest(session: nox.Session) -> None:
+    """Run the tests of the core with the oldest dependencies that it allows."""
+    oldest = [
+        dependency.replace(">=", "==")
+        for dependency in PYPROJECT["project"]["dependencies"]
+    ]
+    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install(".", *oldest, *groups)
+    session.run("pytest", "--ignore=tests/integration", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Check that the tests of the core take every branch of it."""
+    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install("-e", ".", "coverage", *groups)
+    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/integration", "-q")
+    session.run("coverage", "report")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, and check them."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "package"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", silent=True)
+    built = [str(path) for path in Path("dist").iterdir()]
+    session.run("twine", "check", "--strict", *built)
+    session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))

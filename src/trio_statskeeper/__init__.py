@@ -1,0 +1,28 @@
+"""The stats keeper of a Trio program: results of probes in, consistent totals out."""
+
+from ._endpoint import Endpoint
+from ._event_metrics import EventMetrics
+from ._keeper import KeeperStatistics, StatsKeeper
+from ._totals import ProbeResult
+from ._values import (
+    Distribution,
+    Gauge,
+    Map,
+    Value,
+    exponential_bounds,
+    parse_value,
+)
+
+__all__ = [
+    "Distribution",
+    "Endpoint",
+    "EventMetrics",
+    "Gauge",
+    "KeeperStatistics",
+    "Map",
+    "ProbeResult",
+    "StatsKeeper",
+    "Value",
+    "exponential_bounds",
+    "parse_value",
+]

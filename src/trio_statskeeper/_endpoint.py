@@ -1,0 +1,134 @@
+"""Targets, and the labels that depend on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias, final
+
+import attrs
+
+from ._values import plain_str, quote
+
+Label: TypeAlias = "str | Callable[[Endpoint], str]"
+"""A label's value: a text, a template as `@target.name@`, or a function of the target."""
+
+# As Prometheus defines it; names with two leading underscores are its own.
+_LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_TEMPLATE = re.compile(r"@target\.[^@]*@")
+_TARGET_LABEL = re.compile(r"@target\.label\.([^@]+)@")
+
+_MAX_PORT = 65_535
+
+
+def _name(value: object) -> str:
+    name = plain_str(value)
+    if not name:
+        raise ValueError("an endpoint's name can't be empty")
+    return name
+
+
+def _port(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a port must be a whole number or None, got {quote(value)}")
+    if not 0 <= value <= _MAX_PORT:
+        raise ValueError(f"a port must be from 0 to {_MAX_PORT}, got {quote(value)}")
+    return int(value)
+
+
+def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(
+        {plain_str(name): plain_str(value) for name, value in labels.items()}
+    )
+
+
+def _key(endpoint: Endpoint) -> str:
+    if endpoint.port is None:
+        return endpoint.name
+    if ":" in endpoint.name and not endpoint.name.startswith("["):
+        return f"[{endpoint.name}]:{endpoint.port}"
+    return f"{endpoint.name}:{endpoint.port}"
+
+
+@final
+@attrs.frozen
+class Endpoint:
+    """A target: something that is probed.
+
+    Raises:
+      TypeError: if the name or a label is no string, or the port no whole number.
+      ValueError: if the name is empty or the port not from 0 to 65535.
+    """
+
+    name: str = attrs.field(converter=_name)
+    """A host name, address, URL: whatever names the target."""
+
+    port: int | None = attrs.field(default=None, converter=_port)
+    """The port, if the target is known by one."""
+
+    labels: Mapping[str, str] = attrs.field(
+        factory=dict[str, str], converter=_labels, hash=False
+    )
+    """What else is known of the target; a read-only copy."""
+
+    key: str = attrs.field(
+        init=False, eq=False, repr=False, default=attrs.Factory(_key, takes_self=True)
+    )
+    """The target's identity, and the label `dst` of its exports.
+
+    It is the name, `name:port` where there is a port, and `[name]:port` where the name is
+    an IPv6 address.
+    """
+
+
+def checked_labels(
+    labels: Mapping[str, Label], reserved: Iterable[str]
+) -> Mapping[str, Label]:
+    """Return a copy of `labels` with each template replaced by its function.
+
+    Raises:
+      TypeError: if a name is no string, or a value neither a string nor callable.
+      ValueError: if a name is invalid, reserved or given twice, or a template unknown.
+    """
+    checked: dict[str, Label] = {}
+    for name, value in labels.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a label's name must be a string, got {quote(name)}")
+        if not _LABEL_NAME.fullmatch(name):
+            raise ValueError(
+                f"{quote(name)} is not a valid label name: it must match "
+                f"{_LABEL_NAME.pattern}"
+            )
+        if name in reserved:
+            raise ValueError(f"the label {name!r} is reserved; name yours otherwise")
+        if name in checked:
+            raise ValueError(f"the label {name!r} is given twice")
+        checked[name] = _checked_label(name, value)
+    return MappingProxyType(checked)
+
+
+def _checked_label(name: str, value: Label) -> Label:
+    if callable(value):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"the label {name!r} must be a string or a function of the endpoint, "
+            f"got {quote(value)}"
+        )
+    if value == "@target.name@":
+        return lambda endpoint: endpoint.name
+    if value == "@target.port@":
+        return lambda endpoint: "" if endpoint.port is None else str(endpoint.port)
+    if target_label := _TARGET_LABEL.fullmatch(value):
+        key = target_label[1]
+        return lambda endpoint: endpoint.labels.get(key, "")
+    if _TEMPLATE.search(value):
+        raise ValueError(
+            f"unknown template {quote(value)} for the label {name!r}: it must be "
+            "@target.name@, @target.port@ or @target.label.KEY@, and nothing besides; "
+            "for anything else give a function of the endpoint"
+        )
+    return plain_str(value)

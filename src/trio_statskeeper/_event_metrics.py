@@ -1,0 +1,121 @@
+"""What the keeper sends: the totals of one target at one instant, and their line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import final
+
+import attrs
+
+from ._values import Value, escape, format_value, parse_value, quote, unescape
+
+_HEAD = re.compile(r"(-?[0-9]{1,18}) labels=([^ ]*)")
+# A string ends at the quote that a space or the line's end follows: cloudprober writes
+# spaces and quotes within strings as they are.
+_METRIC = re.compile(r' ([^ =]*)=("(?:[^"]|"(?! |\Z))*+"|[^ ]*)')
+
+
+def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(dict(labels))
+
+
+def _metrics(metrics: Mapping[str, Value]) -> Mapping[str, Value]:
+    return MappingProxyType(dict(metrics))
+
+
+@final
+@attrs.frozen
+class EventMetrics:
+    """The totals of one target at one instant.
+
+    `str()` gives cloudprober's line, which `EventMetrics.parse` reads back:
+
+        1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44
+    """
+
+    timestamp: float
+    """When the totals stood like this: Unix time in seconds."""
+
+    start_timestamp: float
+    """When this target's totals began at zero: Unix time in seconds."""
+
+    labels: Mapping[str, str] = attrs.field(converter=_labels, hash=False)
+    """What is measured: ptype, probe, dst, then the additional labels; read-only."""
+
+    metrics: Mapping[str, Value] = attrs.field(converter=_metrics, hash=False)
+    """The totals by metric name; read-only."""
+
+    latency_unit: float = 1.0
+    """Seconds per unit of the latency metrics: `latency`, and names that end in `-latency`
+    or `_latency`. No other metric has this unit."""
+
+    export_interval: float = 10.0
+    """Seconds between exports. A target that has not come for three of them is gone."""
+
+    def __str__(self) -> str:
+        labels = ",".join(
+            f"{escape(name, ',=')}={escape(value, ',')}"
+            for name, value in self.labels.items()
+        )
+        metrics = "".join(
+            f" {escape(name, '=')}={format_value(value)}"
+            for name, value in self.metrics.items()
+        )
+        return f"{math.floor(self.timestamp)} labels={labels}{metrics}"
+
+    @classmethod
+    def parse(
+        cls,
+        line: str,
+        *,
+        start_timestamp: float = 0.0,
+        latency_unit: float = 1.0,
+        export_interval: float = 10.0,
+    ) -> EventMetrics:
+        """Read a line back that cloudprober or `str()` wrote.
+
+        Labels and metrics come back equal, but a `Gauge` as a plain number, and the
+        timestamp in whole seconds. What the line does not tell is given by keyword.
+
+        Raises:
+          ValueError: if `line` is not such a line; the message quotes what is wrong.
+        """
+        line = line.removesuffix("\n")
+        head = _HEAD.match(line)
+        if head is None:
+            raise ValueError(f"not 'SECONDS labels=…': {quote(line)}")
+        metrics: dict[str, Value] = {}
+        end = head.end()
+        while end < len(line):
+            metric = _METRIC.match(line, end)
+            if metric is None:
+                raise ValueError(f"not ' NAME=VALUE': {quote(line[end:])}")
+            name = unescape(metric[1])
+            if name in metrics:
+                raise ValueError(f"metric {quote(name)} stands twice in {quote(line)}")
+            metrics[name] = parse_value(metric[2])
+            end = metric.end()
+        return cls(
+            float(head[1]),
+            start_timestamp,
+            _parse_labels(head[2]),
+            metrics,
+            latency_unit,
+            export_interval,
+        )
+
+
+def _parse_labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in text.split(",") if text else ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"not NAME=VALUE: {quote(pair)}, in {quote(text)}")
+        name = unescape(name)
+        if name in labels:
+            raise ValueError(f"label {quote(name)} stands twice in {quote(text)}")
+        labels[name] = unescape(value)
+    return labels

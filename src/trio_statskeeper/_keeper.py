@@ -1,0 +1,515 @@
+"""The stats keeper.
+
+Theory of operation
+===================
+
+While `StatsKeeper.run` runs, two tasks share the totals (`_totals.Totals`):
+
+- `_fold_results` waits for a result, then folds in what else is waiting, for less than a
+  millisecond, before it lets others run again.
+- `_export_at_ticks` sleeps until the next tick. Then, in one step and so at one instant, it
+  asks for the targets, takes the timestamp and begins a cut. The rest of the pass takes its
+  time: it goes through the list of targets, and sends the totals as they were at the cut,
+  target by target, however long the consumer takes. The other task folds on meanwhile.
+
+Neither needs a lock: the totals change only between two checkpoints.
+
+The end comes in one of three ways:
+
+- The results end: the first task notes that in an event and returns. The second finishes
+  a pass in progress, makes a last one and returns.
+- `run` is cancelled: both tasks are. What is left in the buffer is folded in and
+  `results` closed, in one step, so that no sender can come between. With
+  `flush_timeout`, a last pass follows under a shield.
+- A task raises, for instance because nobody listens to the exports any more: the other
+  task is cancelled, and the buffer folded in as above.
+
+The two tasks stand in a nursery, which wraps what they raise in a group; `_raise_bare`
+takes it out again.
+
+KeyboardInterrupt can't strike where results are folded in (it waits for a checkpoint),
+lest a result be lost between its receipt and the totals.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any, final
+
+import attrs
+import trio
+
+from ._endpoint import Endpoint, Label, checked_labels
+from ._event_metrics import EventMetrics
+from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
+from ._values import checked_bounds, quote
+
+_logger = logging.getLogger("trio_statskeeper")
+
+# The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
+_RESERVED_LABELS = ("ptype", "probe", "dst", "le")
+
+# Seconds of folding between two checkpoints. A loop that is stepped on for a millisecond
+# still probes precisely.
+_FOLDING_STEP = 0.0005
+
+# Targets without totals that a pass goes through between two checkpoints.
+_PASS_STEP = 500
+
+
+@final
+@attrs.frozen
+class KeeperStatistics:
+    """What a `StatsKeeper` has done since it was made."""
+
+    folded: int
+    """Results that were added to the totals."""
+
+    rejected: Mapping[str, int]
+    """Results that could not be added, by reason:
+
+    - `error`: `target` or `metrics()` raised, or is not as `ProbeResult` says
+    - `type`: something that is not a value of a metric
+    - `kind`: a metric changed the kind of its values
+    - `bounds`: a distribution of other bounds than before
+    - `negative`, `not-finite`: a counter went down; a NaN or infinite number
+    - `overflow`: the total would exceed the largest float
+    - `map-name`: a map of another name than before, or of a label's name
+    - `map-keys`: a map would exceed `max_map_keys`
+    - `unlisted`: there are `max_unlisted` targets that were never listed
+    """
+
+    passes: int
+    """Passes that were completed, a last one included."""
+
+    exports_sent: int
+    """EventMetrics that were sent."""
+
+    ticks_missed: int
+    """Ticks that were skipped because the pass before took too long."""
+
+    duplicates: int
+    """Targets with the key of an earlier one, summed over all calls of `targets`."""
+
+    expired: int
+    """Targets whose totals were dropped as they had not been listed for `expire_after`."""
+
+    targets_held: int
+    """Targets of which there are totals now."""
+
+
+def _number(attribute: attrs.Attribute[float], value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{attribute.name} must be a number, got {quote(value)}")
+    return value
+
+
+def _above_zero(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < _number(attribute, value) < math.inf:
+        raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
+
+
+def _zero_or_more(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= _number(attribute, value) < math.inf:
+        raise ValueError(f"{attribute.name} must be finite and 0 or more, got {value!r}")
+
+
+def _whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
+    if value < 0:
+        raise ValueError(f"{attribute.name} must be 0 or more, got {value!r}")
+
+
+def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
+    if value is not None and not _number(attribute, value) > 0:
+        raise ValueError(
+            f"{attribute.name} must be above 0 (math.inf: never) or None, got {value!r}"
+        )
+
+
+def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value):
+        raise TypeError(
+            f"{attribute.name} must be a function without arguments, got {quote(value)}"
+        )
+
+
+def _distributions(
+    distributions: Mapping[str, Iterable[float]],
+) -> Mapping[str, tuple[float, ...]]:
+    checked: dict[str, tuple[float, ...]] = {}
+    for name, bounds in distributions.items():
+        try:
+            checked[name] = checked_bounds(bounds)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"distributions[{name!r}]: {error}") from None
+    return MappingProxyType(checked)
+
+
+def _additional_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
+    return checked_labels(labels, _RESERVED_LABELS)
+
+
+@attrs.define(eq=False)
+class _Progress:
+    """What changes as a keeper runs, beside the totals."""
+
+    run_since: float | None = None
+    """When the run in progress began, by Trio's clock."""
+    ran_before: float = 0.0
+    """Seconds that earlier runs took."""
+    timestamp: float = -math.inf
+    """The newest timestamp: the next can't be less."""
+    passes: int = 0
+    exports_sent: int = 0
+    ticks_missed: int = 0
+
+
+@final
+@attrs.frozen(eq=False)
+class StatsKeeper:
+    """Keep cumulative metrics of targets, and export consistent snapshots of them.
+
+    The keeper reads the results of probe runs from a memory channel, adds them up for each
+    target, and every `export_interval` sends the totals of all listed targets, as they
+    stand at that instant, to another:
+
+        keeper = StatsKeeper(ptype="http", name="homepage", targets=lambda: endpoints)
+        nursery.start_soon(keeper.run, results, exports)
+
+    Raises:
+      TypeError: if an argument is of the wrong type.
+      ValueError: if a number is out of range, the bounds of a distribution don't increase,
+        a label's name is invalid or reserved, or a label's template is unknown.
+    """
+
+    ptype: str = attrs.field(validator=attrs.validators.instance_of(str))
+    """What kind of probe this is: the label `ptype`."""
+
+    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    """The name of the probe: the label `probe`."""
+
+    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=_callable)
+    """Returns the targets to export. Called when `run` starts and at each tick."""
+
+    export_interval: float = attrs.field(default=10.0, kw_only=True, validator=_above_zero)
+    """Seconds between exports."""
+
+    latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=_above_zero)
+    """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
+    `_latency`. The keeper hands it on to the outputs, and scales nothing itself."""
+
+    distributions: Mapping[str, tuple[float, ...]] = attrs.field(
+        factory=dict[str, tuple[float, ...]], kw_only=True, converter=_distributions
+    )
+    """Bounds by metric name: plain numbers of these metrics are a distribution's."""
+
+    additional_labels: Mapping[str, Label] = attrs.field(
+        factory=dict[str, Label], kw_only=True, converter=_additional_labels
+    )
+    """Labels, by name, that follow ptype, probe and dst: a string; a template, which is
+    `@target.name@`, `@target.port@` or `@target.label.KEY@`; or a function of the
+    endpoint, called anew at each export."""
+
+    expire_after: float | None = attrs.field(default=None, kw_only=True, validator=_expiry)
+    """Seconds for which the totals of a target that is not listed are kept, and a gauge or
+    string exported that is not renewed. None: ten export intervals; `math.inf`: for ever."""
+
+    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=_whole)
+    """How many targets that were never listed are kept."""
+
+    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=_whole)
+    """How many keys a `Map` of a target may have."""
+
+    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=_zero_or_more)
+    """Seconds that `run`, when cancelled, may spend on a last export. Whoever is to receive
+    it must stand outside of the cancelled scope. 0: no such export."""
+
+    clock: Callable[[], float] = attrs.field(
+        default=time.time, kw_only=True, validator=_callable
+    )
+    """Returns the Unix time in seconds, for timestamps alone."""
+
+    _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
+    _totals: Totals = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        totals = Totals(
+            distributions=self.distributions,
+            map_names_taken=frozenset((*_RESERVED_LABELS, *self.additional_labels)),
+            expire_after=self._expire_after,
+            max_unlisted=self.max_unlisted,
+            max_map_keys=self.max_map_keys,
+            timestamp=self._timestamp,
+        )
+        object.__setattr__(self, "_totals", totals)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self,
+        results: trio.MemoryReceiveChannel[ProbeResult],
+        exports: trio.MemorySendChannel[EventMetrics],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep statistics until `results` ends, or until cancelled.
+
+        Ticks lie at start + k * `export_interval`; those that come while an earlier pass
+        still waits for its consumer are skipped, and counted. When `results` ends, a last
+        pass is made. `run` may be called again, with new channels: counting goes on.
+
+        Args:
+          results: what the probes report. Closed on return.
+          exports: where the totals go. Closed on return.
+          task_status: for `nursery.start`, told when the start is fixed.
+
+        Raises:
+          trio.BusyResourceError: if it is running already; no channel is closed then.
+          trio.BrokenResourceError: if nobody listens to `exports` any more.
+          BaseException: what `targets`, a label's function or `clock` raised. No exception
+            is wrapped in a group.
+        """
+        progress = self._progress
+        if progress.run_since is not None:
+            raise trio.BusyResourceError("this keeper is already running")
+        progress.run_since = trio.current_time()
+        try:
+            with exports:
+                try:
+                    with results:
+                        try:
+                            self._ask_for_targets()
+                            task_status.started()
+                            await self._keep(results, exports)
+                        finally:
+                            self._sweep(results)
+                except trio.Cancelled:
+                    if self.flush_timeout > 0:
+                        with (
+                            trio.move_on_after(self.flush_timeout, shield=True),
+                            suppress(trio.BrokenResourceError),
+                        ):
+                            await self._pass(exports)
+                    raise
+        finally:
+            self._report_rejections()
+            progress.ran_before = self._now()
+            progress.run_since = None
+
+    def statistics(self) -> KeeperStatistics:
+        """Return what the keeper has done so far."""
+        return KeeperStatistics(
+            folded=self._totals.folded,
+            rejected=MappingProxyType(dict(self._totals.rejected)),
+            passes=self._progress.passes,
+            exports_sent=self._progress.exports_sent,
+            ticks_missed=self._progress.ticks_missed,
+            duplicates=self._totals.duplicates,
+            expired=self._totals.expired,
+            targets_held=len(self._totals),
+        )
+
+    def snapshot(self, keys: Iterable[str] | None = None) -> tuple[EventMetrics, ...]:
+        """Return the totals of the listed targets as they are now, in their order.
+
+        Args:
+          keys: the `Endpoint.key` of each target to return, instead of all; those that are
+            not listed, or have no totals, are left out.
+
+        It does not wait, so it is consistent in itself, and takes long for many targets.
+        """
+        listed = self._totals.listed
+        timestamp = self._timestamp()
+        stale = self._now() - self._expire_after
+        exports = (
+            self._event_metrics(listed[key], row, timestamp, stale)
+            for key in (listed if keys is None else keys)
+            if key in listed and (row := self._totals.row(key)) is not None
+        )
+        return tuple(export for export in exports if export.metrics)
+
+    # The two tasks
+
+    async def _keep(
+        self,
+        results: trio.MemoryReceiveChannel[ProbeResult],
+        exports: trio.MemorySendChannel[EventMetrics],
+    ) -> None:
+        await self._relist()
+        ended = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fold_results, results, ended)
+                nursery.start_soon(self._export_at_ticks, exports, ended)
+        except BaseExceptionGroup as group:
+            raised = group
+        else:
+            return
+        await _raise_bare(raised)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _fold_results(  # noqa: ASYNC910  # the channel ends within a receive()
+        self, results: trio.MemoryReceiveChannel[ProbeResult], ended: trio.Event
+    ) -> None:
+        totals = self._totals
+        with suppress(trio.EndOfChannel):
+            while True:
+                result = await results.receive()
+                now = self._now()
+                pause_at = time.perf_counter() + _FOLDING_STEP
+                with suppress(trio.WouldBlock):
+                    while True:
+                        while not totals.fold(result, now):
+                            totals.relist_step()
+                            # Not to be cancelled with a result in hand.
+                            await trio.lowlevel.cancel_shielded_checkpoint()
+                        if time.perf_counter() >= pause_at:
+                            break
+                        result = results.receive_nowait()
+        ended.set()
+
+    async def _export_at_ticks(
+        self, exports: trio.MemorySendChannel[EventMetrics], ended: trio.Event
+    ) -> None:
+        start = self._progress.run_since
+        assert start is not None
+        tick = 0
+        while not ended.is_set():
+            tick = self._next_tick(start, tick)
+            with trio.move_on_at(start + tick * self.export_interval):
+                await ended.wait()
+            if not ended.is_set():
+                self._ask_for_targets()
+                await self._pass(exports)
+        await self._pass(exports)
+
+    def _next_tick(self, start: float, last: int) -> int:
+        """Return the first tick after `last` that is not yet past, counting the missed."""
+        now = trio.current_time()
+        tick = max(last + 1, math.ceil((now - start) / self.export_interval))
+        if tick > last + 1 and start + (tick - 1) * self.export_interval >= now:
+            tick -= 1  # the division was rounded up
+        self._progress.ticks_missed += tick - last - 1
+        return tick
+
+    def _ask_for_targets(self) -> None:
+        # A copy, for the caller's list may change as we go through it.
+        self._totals.relist(tuple(self.targets()), self._now())
+
+    async def _relist(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._totals.relist_step():
+            await trio.lowlevel.checkpoint()
+
+    async def _pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
+        """Send the totals of all listed targets as they are at the time of the call."""
+        if exports.statistics().open_receive_channels == 0:
+            raise trio.BrokenResourceError("nobody listens to the exports any more")
+        totals = self._totals
+        timestamp = self._timestamp()
+        stale = self._now() - self._expire_after
+        totals.begin_cut()
+        try:
+            await self._relist()
+            skipped = 0
+            for endpoint in totals.listed.values():
+                row = totals.take(endpoint.key)
+                if row is not None:
+                    export = self._event_metrics(endpoint, row, timestamp, stale)
+                    if export.metrics:
+                        await exports.send(export)
+                        self._progress.exports_sent += 1
+                        continue
+                skipped += 1
+                if skipped % _PASS_STEP == 0:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            totals.end_cut()
+        self._progress.passes += 1
+        self._report_rejections()
+
+    # The end
+
+    def _sweep(self, results: trio.MemoryReceiveChannel[ProbeResult]) -> None:
+        """Fold in what senders have left, with no checkpoint for others to come between."""
+        try:
+            while self._totals.relist_step():
+                pass
+        finally:
+            now = self._now()
+            with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                while True:
+                    self._totals.fold(results.receive_nowait(), now)
+
+    # What is exported
+
+    def _event_metrics(
+        self, endpoint: Endpoint, row: Row, timestamp: float, stale: float
+    ) -> EventMetrics:
+        labels = {"ptype": self.ptype, "probe": self.name, "dst": endpoint.key}
+        for name, label in self.additional_labels.items():
+            value = label if isinstance(label, str) else label(endpoint)
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"the function of label {name!r} must return a string, "
+                    f"got {quote(value)} for {endpoint.key!r}"
+                )
+            labels[name] = value
+        return EventMetrics(
+            timestamp=timestamp,
+            start_timestamp=start_timestamp(row),
+            labels=labels,
+            metrics=metrics(row, stale),
+            latency_unit=self.latency_unit,
+            export_interval=self.export_interval,
+        )
+
+    def _report_rejections(self) -> None:
+        unreported = self._totals.unreported
+        if unreported:
+            _logger.warning(
+                "%s/%s: %d results rejected since the last export (%s); the newest: %s",
+                self.ptype,
+                self.name,
+                unreported.total(),
+                ", ".join(f"{reason}: {count}" for reason, count in unreported.items()),
+                self._totals.newest_rejection,
+            )
+            unreported.clear()
+
+    # Time
+
+    @property
+    def _expire_after(self) -> float:
+        return 10 * self.export_interval if self.expire_after is None else self.expire_after
+
+    def _now(self) -> float:
+        """Return the running time in seconds: what passes between two runs is left out."""
+        progress = self._progress
+        if progress.run_since is None:
+            return progress.ran_before
+        return progress.ran_before + (trio.current_time() - progress.run_since)
+
+    def _timestamp(self) -> float:
+        timestamp = self.clock()
+        if not -math.inf < timestamp < math.inf:
+            raise ValueError(f"clock must return finite seconds, got {timestamp!r}")
+        self._progress.timestamp = max(self._progress.timestamp, timestamp)
+        return self._progress.timestamp
+
+
+async def _raise_bare(group: BaseExceptionGroup[BaseException]) -> None:
+    """Raise what a nursery's group holds; the first, caused by the group, if many."""
+    errors = [e for e in group.exceptions if not isinstance(e, trio.Cancelled)]
+    if len(errors) > 1:
+        raise errors[0] from group
+    if errors:
+        raise errors[0]
+    # There are only the tasks' `Cancelled`: this raises one that has no group around it.
+    await trio.lowlevel.checkpoint_if_cancelled()

@@ -1,0 +1,534 @@
+"""The totals of one target, and of all: plain, synchronous, free of Trio.
+
+The totals of a target are a *row*, a flat list: its schema, its start timestamp, then the
+numbers of each metric side by side. The *schema* says where each metric's numbers stand
+and of what *kind* they are; targets with the same metrics share one, so that a target
+costs little more than its numbers.
+
+A row is never changed once it is in place. Folding a result copies the row (one step, and
+the cheapest that Python has), adds to the copy, and puts the copy in place if all went
+well: so a result is folded in whole or not at all, and whoever holds an older row holds the
+totals as they were.
+
+That is what a *cut* needs: all totals as they stand at one instant, without a pause to copy
+them. `begin_cut` only counts up an epoch. From then on the first result that touches a
+target leaves the target's old row in `saved`, and `take` hands out, for each target once,
+the row as it was at the cut.
+
+What takes long for many targets (`relist`: the new list of targets, those that left it,
+those that expire) is done in steps, between which the caller may let others run.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import add
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakValueDictionary
+
+import attrs
+
+from ._endpoint import Endpoint
+from ._values import (
+    MAX_NUMBER,
+    Distribution,
+    Gauge,
+    Map,
+    Value,
+    plain_number,
+    plain_str,
+    quote,
+    unchecked_distribution,
+    unchecked_map,
+)
+
+# [schema, start timestamp, number, number, ...]
+Row: TypeAlias = list[Any]
+
+# Endpoints that a step of `relist` goes through: some tenths of a millisecond.
+_STEP = 500
+
+
+class ProbeResult(Protocol):
+    """The result of one probe run, as the keeper takes it from the results channel."""
+
+    @property
+    def target(self) -> str:
+        """The `Endpoint.key` of the target that was probed."""
+        ...
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return what this run adds, by metric name: a delta, no total."""
+        ...
+
+
+class _Rejected(Exception):
+    """A result can't be folded in."""
+
+    def __init__(self, reason: str, explanation: str) -> None:
+        super().__init__(explanation)
+        self.reason = reason
+
+
+class _NewKeys(Exception):
+    """A map has keys that the schema has no place for yet."""
+
+    def __init__(self, counts: _Counts, value: Map) -> None:
+        super().__init__()
+        self.counts = counts
+        self.value = value
+
+
+def _number(value: object) -> int | float:
+    if not isinstance(value, int | float):
+        raise _Rejected("kind", f"expected a number, got {quote(value)}")
+    return plain_number(value)
+
+
+class _Kind(Protocol):
+    """How the values of a metric accumulate in a row."""
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        """The numbers of a metric to which nothing was added yet."""
+        ...
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        """Add `value` to the numbers that stand in `row` from `at` on."""
+        ...
+
+    def total(self, row: Row, at: int, stale: float) -> Value | None:
+        """Return what was added so far; None for what was not renewed since `stale`."""
+        ...
+
+
+@attrs.frozen
+class _Sum:
+    """Numbers that add up; the row holds their sum."""
+
+    zero = (0,)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        number = value if type(value) is int or type(value) is float else _number(value)
+        if not 0 <= number <= MAX_NUMBER:
+            if number < 0:
+                raise _Rejected("negative", f"a counter can't go down by {quote(value)}")
+            raise _Rejected("not-finite", f"a counter can't grow by {quote(value)}")
+        total = row[at] + number
+        if total > MAX_NUMBER:
+            raise _Rejected("overflow", "the total would exceed the largest float")
+        row[at] = total
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        total: int | float = row[at]
+        return total
+
+
+@attrs.frozen
+class _Samples:
+    """Samples in buckets; the row holds their sum, then each bucket's count."""
+
+    bounds: tuple[float, ...]
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        return (0.0,) + (0,) * (len(self.bounds) + 1)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is Distribution:
+            self._merge(row, at, value)
+            return
+        sample = value if type(value) is float or type(value) is int else _number(value)
+        if not -MAX_NUMBER <= sample <= MAX_NUMBER:
+            raise _Rejected("not-finite", f"a sample can't be {quote(value)}")
+        row[at] = self._summed(row[at] + sample)
+        row[at + 1 + bisect_left(self.bounds, sample)] += 1
+
+    def _merge(self, row: Row, at: int, value: Distribution) -> None:
+        if value.bounds != self.bounds:
+            raise _Rejected(
+                "bounds",
+                f"expected the bounds {quote(self.bounds)}, got {quote(value.bounds)}",
+            )
+        row[at] = self._summed(row[at] + value.sum)
+        buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
+        row[buckets] = map(add, row[buckets], value.bucket_counts)
+        if max(row[buckets]) > MAX_NUMBER:
+            raise _Rejected("overflow", "a bucket would exceed the largest float")
+
+    def _summed(self, total: float) -> float:
+        if not -MAX_NUMBER <= total <= MAX_NUMBER:
+            raise _Rejected("overflow", "the sum would exceed the largest float")
+        return total
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
+        return unchecked_distribution(self.bounds, counts, row[at])
+
+
+def _places(counts: _Counts) -> dict[str, int]:
+    return {key: place for place, key in enumerate(counts.keys)}
+
+
+@attrs.frozen
+class _Counts:
+    """Counts by key; the row holds them in the order of their sorted keys."""
+
+    name: str
+    keys: tuple[str, ...] = ()
+    places: dict[str, int] = attrs.field(
+        init=False, eq=False, default=attrs.Factory(_places, takes_self=True)
+    )
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        return (0,) * len(self.keys)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is not Map:
+            raise _Rejected("kind", f"expected a map, got {quote(value)}")
+        if value.name != self.name:
+            raise _Rejected(
+                "map-name",
+                f"expected a map of {self.name!r}, got one of {value.name!r}",
+            )
+        places = self.places
+        if not places.keys() >= value.values.keys():
+            raise _NewKeys(self, value)
+        for key, number in value.values.items():
+            total = row[at + places[key]] + number
+            if total > MAX_NUMBER:
+                raise _Rejected("overflow", "the total would exceed the largest float")
+            row[at + places[key]] = total
+
+    def with_keys_of(self, value: Map, max_keys: int) -> _Counts:
+        """Return this kind with the keys of `value` added, if that is not too many."""
+        keys = self.keys
+        if len(value.values) <= max_keys:
+            keys = tuple(sorted(self.places.keys() | value.values.keys()))
+        if len(keys) > max_keys or len(value.values) > max_keys:
+            raise _Rejected("map-keys", f"the map would exceed {max_keys} keys")
+        return _Counts(self.name, keys)
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        counts = row[at : at + len(self.keys)]
+        return unchecked_map(self.name, dict(zip(self.keys, counts, strict=True)))
+
+
+@attrs.frozen
+class _Newest:
+    """Gauges or strings, of which the newest counts; the row holds it and its time."""
+
+    type: type[Gauge | str]
+
+    zero = (None, 0.0)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if not isinstance(value, self.type):
+            raise _Rejected("kind", f"expected a {self.type.__name__}, got {quote(value)}")
+        row[at] = plain_str(value) if isinstance(value, str) else value
+        row[at + 1] = now
+
+    def total(self, row: Row, at: int, stale: float) -> Value | None:
+        newest: Value = row[at]
+        return newest if row[at + 1] > stale else None
+
+
+def _columns(schema: _Schema) -> dict[str, tuple[_Kind, int]]:
+    columns: dict[str, tuple[_Kind, int]] = {}
+    at = 2  # behind schema and start timestamp
+    for name, kind in schema.kinds.items():
+        columns[name] = kind, at
+        at += len(kind.zero)
+    return columns
+
+
+@attrs.frozen(eq=False)
+class _Schema:
+    """Which metrics a row holds, of which kind, and where."""
+
+    kinds: Mapping[str, _Kind]
+    columns: dict[str, tuple[_Kind, int]] = attrs.field(
+        init=False, default=attrs.Factory(_columns, takes_self=True)
+    )
+
+
+def start_timestamp(row: Row) -> float:
+    """Return when the totals of `row` began at zero."""
+    start: float = row[1]
+    return start
+
+
+def metrics(row: Row, stale: float) -> dict[str, Value]:
+    """Return the totals of `row`, without the gauges not renewed since `stale`."""
+    schema: _Schema = row[0]
+    return {
+        name: total
+        for name, (kind, at) in schema.columns.items()
+        if (total := kind.total(row, at, stale)) is not None
+    }
+
+
+@attrs.define(eq=False)
+class _Target:
+    """The totals of one target."""
+
+    row: Row
+    epoch: int
+    """The newest cut that the row at that instant was saved for or taken for."""
+    saved: Row | None = None
+    """The row as it was at that cut, until it is taken."""
+
+
+@attrs.define(eq=False)
+class Totals:
+    """The totals of all targets, and which of these are listed.
+
+    Times are seconds of the keeper's running time; timestamps come from `timestamp`.
+    """
+
+    distributions: Mapping[str, tuple[float, ...]]
+    map_names_taken: frozenset[str]
+    expire_after: float
+    max_unlisted: int
+    max_map_keys: int
+    timestamp: Callable[[], float]
+
+    folded: int = 0
+    rejected: Counter[str] = attrs.field(factory=Counter[str])
+    unreported: Counter[str] = attrs.field(factory=Counter[str])
+    """What was rejected since it was last reported."""
+    newest_rejection: str = ""
+    duplicates: int = 0
+    expired: int = 0
+    listed: dict[str, Endpoint] = attrs.field(factory=dict[str, Endpoint])
+    """The targets listed last, by key, in their order."""
+
+    _targets: dict[str, _Target] = attrs.field(init=False, factory=dict[str, _Target])
+    # Targets that are not listed, and since when; the longest first.
+    _never_listed: OrderedDict[str, float] = attrs.field(
+        init=False, factory=OrderedDict[str, float]
+    )
+    _delisted: OrderedDict[str, float] = attrs.field(
+        init=False, factory=OrderedDict[str, float]
+    )
+    _listed_at: float = attrs.field(init=False, default=0.0)
+    # The list that is being gone through: its steps, and what of it was seen.
+    _relisting: Iterator[None] | None = attrs.field(init=False, default=None)
+    _coming: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
+
+    _epoch: int = attrs.field(init=False, default=0)
+    _cutting: bool = attrs.field(init=False, default=False)
+
+    # Weak, for a schema that no row uses any more must not stay.
+    _schemas: WeakValueDictionary[tuple[tuple[str, _Kind], ...], _Schema] = attrs.field(
+        init=False, factory=WeakValueDictionary[Any, _Schema]
+    )
+    _no_metrics: _Schema = attrs.field(init=False, factory=lambda: _Schema({}))
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    # Folding
+
+    def fold(self, result: ProbeResult, now: float) -> bool:
+        """Fold `result` in, or reject it, and return True.
+
+        Return False if neither can be done yet: only the list that is being gone through
+        will tell whether its target is listed. Take a step of that, and try again.
+        """
+        try:
+            key = result.target
+            deltas = dict(result.metrics())
+            if type(key) is not str:
+                key = plain_str(key)
+        except Exception as error:  # noqa: BLE001  # it is the user's code that ran
+            self._reject("error", quote(error))
+            return True
+
+        target = self._targets.get(key)
+        listed = True
+        if target is None:
+            listed = key in self.listed or key in self._coming
+            if not listed and len(self._never_listed) >= self.max_unlisted:
+                if self._relisting is not None:
+                    return False
+                self._reject(
+                    "unlisted",
+                    f"target {quote(key)}: never listed, as {self.max_unlisted} others",
+                )
+                return True
+            row: Row = [self._no_metrics, 0.0]
+        else:
+            row = target.row.copy()
+
+        try:
+            self._add(row, deltas, now)
+        except _Rejected as rejection:
+            self._reject(rejection.reason, f"target {quote(key)}: {rejection}")
+            return True
+
+        if target is None:
+            row[1] = self.timestamp()
+            self._targets[key] = _Target(row, self._epoch)
+            if not listed:
+                self._never_listed[key] = now
+        else:
+            if self._cutting and target.epoch != self._epoch:
+                target.epoch = self._epoch
+                target.saved = target.row
+            target.row = row
+        self.folded += 1
+        return True
+
+    def _reject(self, reason: str, explanation: str) -> None:
+        self.rejected[reason] += 1
+        self.unreported[reason] += 1
+        self.newest_rejection = explanation
+
+    def _add(self, row: Row, deltas: dict[str, Value], now: float) -> None:
+        columns = row[0].columns
+        for name, value in deltas.items():
+            try:
+                column = columns.get(name)
+                if column is None:
+                    self._add_metric(row, name, value)
+                    columns = row[0].columns
+                    column = columns[name]
+                kind, at = column
+                try:
+                    kind.add(row, at, value, now)
+                except _NewKeys as new:
+                    self._add_keys(row, name, at, new)
+                    columns = row[0].columns
+                    kind, at = columns[name]
+                    kind.add(row, at, value, now)
+            except _Rejected as rejection:
+                raise _Rejected(
+                    rejection.reason, f"metric {quote(name)}: {rejection}"
+                ) from None
+
+    def _add_metric(self, row: Row, name: str, value: Value) -> None:
+        if not isinstance(name, str):
+            raise _Rejected("type", "a metric's name must be a string")
+        kind = self._kind_of(name, value)
+        row[0] = self._schema({**row[0].kinds, plain_str(name): kind})
+        row.extend(kind.zero)
+
+    def _kind_of(self, name: str, value: Value) -> _Kind:
+        if name in self.distributions:
+            return _Samples(self.distributions[name])
+        match value:
+            case int() | float():
+                return _Sum()
+            case Distribution():
+                return _Samples(value.bounds)
+            case Map():
+                if value.name in self.map_names_taken:
+                    raise _Rejected(
+                        "map-name", f"a map can't be of {value.name!r}: it is a label"
+                    )
+                return _Counts(value.name)
+            case Gauge():
+                return _Newest(Gauge)
+            case str():
+                return _Newest(str)
+        raise _Rejected("type", f"{quote(value)} is not a value of a metric")
+
+    def _add_keys(self, row: Row, name: str, at: int, new: _NewKeys) -> None:
+        old = new.counts.keys
+        wider = new.counts.with_keys_of(new.value, self.max_map_keys)
+        counts = dict(zip(old, row[at : at + len(old)], strict=True))
+        row[at : at + len(old)] = [counts.get(key, 0) for key in wider.keys]
+        row[0] = self._schema({**row[0].kinds, name: wider})
+
+    def _schema(self, kinds: dict[str, _Kind]) -> _Schema:
+        return self._schemas.setdefault(tuple(kinds.items()), _Schema(kinds))
+
+    # Cutting
+
+    def begin_cut(self) -> None:
+        """Keep the totals of all targets as they are now, for `take` to hand out."""
+        self._epoch += 1
+        self._cutting = True
+
+    def take(self, key: str) -> Row | None:
+        """Return the row of a target as it was at the cut.
+
+        None if it had no totals then, or if they were taken already.
+        """
+        target = self._targets.get(key)
+        if target is None:
+            return None
+        row, target.saved = target.saved, None
+        if target.epoch != self._epoch:
+            target.epoch = self._epoch
+            row = target.row
+        return row
+
+    def end_cut(self) -> None:
+        """Keep nothing for `take` any more."""
+        self._cutting = False
+
+    def row(self, key: str) -> Row | None:
+        """Return the row of a target as it is now, or None if it has no totals."""
+        target = self._targets.get(key)
+        return None if target is None else target.row
+
+    # Listing
+
+    def relist(self, endpoints: Sequence[Endpoint], now: float) -> None:
+        """Begin to go through the new list of targets, `relist_step` by step."""
+        self._relisting = self._relist_steps(endpoints, now)
+
+    def relist_step(self) -> bool:
+        """Take a step of `relist`; return whether there are more."""
+        steps, self._relisting = self._relisting, None  # an error ends it, too
+        for _ in steps or ():
+            self._relisting = steps
+            return True
+        self._coming = {}
+        return False
+
+    def _relist_steps(self, endpoints: Sequence[Endpoint], now: float) -> Iterator[None]:
+        for count, endpoint in enumerate(endpoints, 1):
+            self._list(endpoint, now)
+            if count % _STEP == 0:
+                yield
+
+        old, self.listed = self.listed, self._coming
+        for count in range(1, len(old) + 1):
+            # Emptying the old list by and by spares the long step that dropping it takes.
+            key, _ = old.popitem()
+            if key not in self.listed and key in self._targets:
+                self._delisted[key] = self._listed_at
+            if count % _STEP == 0:
+                yield
+        self._listed_at = now
+
+        for unlisted in (self._never_listed, self._delisted):
+            count = 0
+            while unlisted and now - next(iter(unlisted.values())) >= self.expire_after:
+                self._expire(unlisted.popitem(last=False)[0])
+                count += 1
+                if count % _STEP == 0:
+                    yield
+
+    def _list(self, endpoint: Endpoint, now: float) -> None:
+        if not isinstance(endpoint, Endpoint):
+            raise TypeError(f"targets must be Endpoints, got {quote(endpoint)}")
+        key = endpoint.key
+        if key in self._coming:
+            self.duplicates += 1
+            return
+        self._coming[key] = endpoint
+        self._never_listed.pop(key, None)
+        since = self._delisted.pop(key, None)
+        if since is not None and now - since >= self.expire_after:
+            self._expire(key)
+
+    def _expire(self, key: str) -> None:
+        del self._targets[key]
+        self.expired += 1

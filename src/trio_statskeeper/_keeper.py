@@ -38,6 +38,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any, final
 
@@ -219,7 +220,8 @@ class StatsKeeper:
 
     expire_after: float | None = attrs.field(default=None, kw_only=True, validator=_expiry)
     """Seconds for which the totals of a target that is not listed are kept, and a gauge or
-    string exported that is not renewed. None: ten export intervals; `math.inf`: for ever."""
+    string that is not renewed is exported. None: ten export intervals; `math.inf`: for
+    ever."""
 
     max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=_whole)
     """How many targets that were never listed are kept."""
@@ -362,14 +364,14 @@ class StatsKeeper:
             while True:
                 result = await results.receive()
                 now = self._now()
-                pause_at = time.perf_counter() + _FOLDING_STEP
+                pause_at = perf_counter() + _FOLDING_STEP
                 with suppress(trio.WouldBlock):
                     while True:
                         while not totals.fold(result, now):
                             totals.relist_step()
                             # Not to be cancelled with a result in hand.
                             await trio.lowlevel.cancel_shielded_checkpoint()
-                        if time.perf_counter() >= pause_at:
+                        if perf_counter() >= pause_at:
                             break
                         result = results.receive_nowait()
         ended.set()
@@ -403,9 +405,11 @@ class StatsKeeper:
         self._totals.relist(tuple(self.targets()), self._now())
 
     async def _relist(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while self._totals.relist_step():
+        while True:
+            more = self._totals.relist_step()
             await trio.lowlevel.checkpoint()
+            if not more:
+                return
 
     async def _pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
         """Send the totals of all listed targets as they are at the time of the call."""

@@ -1,0 +1,84 @@
+"""What the tests of the keeper share: results, and a keeper that runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from trio_statskeeper import Endpoint, EventMetrics, ProbeResult, StatsKeeper, Value
+
+
+@attrs.frozen
+class Result:
+    """A probe result with the given metrics."""
+
+    target: str
+    values: Mapping[str, Value]
+
+    def metrics(self) -> Mapping[str, Value]:
+        return self.values
+
+
+def one(target: str) -> Result:
+    """Return a result that adds 1 to the target's `total`."""
+    return Result(target, {"total": 1})
+
+
+def make_keeper(
+    targets: Iterable[str] | Callable[[], Iterable[Endpoint]] = ("a",), **options: Any
+) -> StatsKeeper:
+    """Return a keeper whose ticks and timestamps are seconds of the mock clock."""
+    if not callable(targets):
+        endpoints = [Endpoint(target) for target in targets]
+        targets = lambda: endpoints  # noqa: E731
+    defaults = {"export_interval": 1, "clock": trio.current_time}
+    return StatsKeeper("http", "homepage", targets, **(defaults | options))
+
+
+@attrs.frozen
+class Run:
+    """A keeper that runs, and the channels' other ends."""
+
+    results: trio.MemorySendChannel[ProbeResult]
+    exports: trio.MemoryReceiveChannel[EventMetrics]
+    nursery: trio.Nursery
+
+    def send(self, *results: ProbeResult) -> None:
+        for result in results:
+            self.results.send_nowait(result)
+
+    def received(self) -> list[EventMetrics]:
+        """Return what was exported since the last call."""
+        received = []
+        try:
+            while True:
+                received.append(self.exports.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return received
+
+
+@asynccontextmanager
+async def running(
+    keeper: StatsKeeper, *, buffer: float = math.inf, exports_buffer: float = math.inf
+) -> AsyncIterator[Run]:
+    """Run `keeper` in the background; it is cancelled on leaving the block."""
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
+    exports_send, exports_receive = trio.open_memory_channel[EventMetrics](exports_buffer)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keeper.run, results_receive, exports_send)
+        yield Run(results_send, exports_receive, nursery)
+        nursery.cancel_scope.cancel()
+
+
+def totals(exports: Iterable[EventMetrics], metric: str = "total") -> dict[str, Value]:
+    """Return the value of one metric by target."""
+    return {
+        export.labels["dst"]: export.metrics[metric]
+        for export in exports
+        if metric in export.metrics
+    }

@@ -1,0 +1,944 @@
+"""What a running keeper exports, and when: rules 1, 2, 6 to 9, 13 and 14.
+
+Ticks come at 1, 2, 3 ... seconds; the tests act half-way between.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import attrs
+import pytest
+import trio
+from helpers import Result, make_keeper, one, running, totals
+
+from trio_statskeeper import (
+    Distribution,
+    Endpoint,
+    EventMetrics,
+    Gauge,
+    Map,
+    StatsKeeper,
+    Value,
+)
+
+NAN = math.nan
+INF = math.inf
+
+
+# The constructor
+
+
+@pytest.mark.parametrize("interval", [0, -1, NAN, INF])
+def test_an_interval_that_is_not_finite_and_above_zero_is_refused(interval):
+    with pytest.raises(ValueError, match=f"export_interval must be .* got {interval!r}"):
+        make_keeper(export_interval=interval)
+
+
+@pytest.mark.parametrize("interval", ["10", None, True])
+def test_an_interval_that_is_no_number_is_refused(interval):
+    with pytest.raises(
+        TypeError, match=f"export_interval must be a number, got {interval!r}"
+    ):
+        make_keeper(export_interval=interval)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((), "at least one bound"),
+        ((1, 3, 2), "must increase strictly, got 2.0 after 3.0"),
+        ((1, 1), "must increase strictly, got 1.0 after 1.0"),
+        ((1, NAN), "finite number, got nan"),
+        ((1, INF), "finite number, got inf"),
+    ],
+)
+def test_bounds_of_distributions_that_make_no_buckets_are_refused(bounds, message):
+    with pytest.raises(ValueError, match=rf"distributions\['latency'\]: .*{message}"):
+        make_keeper(distributions={"latency": bounds})
+
+
+def test_bounds_that_are_no_numbers_are_refused():
+    with pytest.raises(TypeError, match=r"distributions\['latency'\]: .* got '1'"):
+        make_keeper(distributions={"latency": "123"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("latency_unit", 0, ValueError),
+        ("latency_unit", "s", TypeError),
+        ("expire_after", 0, ValueError),
+        ("expire_after", NAN, ValueError),
+        ("expire_after", "1", TypeError),
+        ("max_unlisted", -1, ValueError),
+        ("max_unlisted", 1.5, TypeError),
+        ("max_map_keys", -1, ValueError),
+        ("flush_timeout", -1, ValueError),
+        ("flush_timeout", INF, ValueError),
+        ("flush_timeout", None, TypeError),
+        ("clock", 12.5, TypeError),
+        ("targets", [Endpoint("a")], TypeError),
+        ("ptype", None, TypeError),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
+    options = {"ptype": "http", "name": "homepage", "targets": list} | {option: value}
+    with pytest.raises(error, match=option):
+        StatsKeeper(**options)
+
+
+def test_the_configuration_cannot_be_changed():
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        make_keeper().export_interval = 5
+
+
+# Rule 1: atomic
+
+
+async def test_each_kind_of_value_accumulates_in_its_way(autojump_clock):
+    keeper = make_keeper(distributions={"latency": (1, 2)})
+    first = {
+        "total": 1,
+        "time": 0.5,
+        "ok": True,
+        "latency": 1.5,
+        "size": Distribution((10,), (1, 0), 5),
+        "resp-code": Map("code", {"200": 1}),
+        "queue": Gauge(7),
+        "version": "v1",
+    }
+    second = {
+        "total": 2,
+        "time": 1,
+        "ok": True,
+        "latency": -3,
+        "size": Distribution((10,), (2, 3), 50),
+        "resp-code": Map("code", {"404": 2, "200": 1}),
+        "queue": Gauge(3),
+        "version": "v2",
+    }
+    async with running(keeper) as run:
+        run.send(Result("a", first), Result("a", second))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics == {
+        "total": 3,
+        "time": 1.5,
+        "ok": 2,
+        "latency": Distribution((1, 2), (1, 1, 0), -1.5),
+        "size": Distribution((10,), (3, 3), 55),
+        "resp-code": Map("code", {"200": 2, "404": 2}),
+        "queue": Gauge(3),
+        "version": "v2",
+    }
+
+
+async def test_a_map_comes_out_with_its_keys_sorted(autojump_clock):
+    async with running(make_keeper()) as run:
+        run.send(Result("a", {"code": Map("c", {"b": 1, "c": 1})}))
+        run.send(Result("a", {"code": Map("c", {"a": 1})}))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert list(export.metrics["code"].values) == ["a", "b", "c"]
+
+
+async def test_a_distribution_can_be_merged_with_samples_of_the_same_metric(autojump_clock):
+    keeper = make_keeper(distributions={"latency": (1, 2)})
+    async with running(keeper) as run:
+        run.send(Result("a", {"latency": Distribution((1, 2), (0, 2, 0), 3)}))
+        run.send(Result("a", {"latency": 5}))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics["latency"] == Distribution((1, 2), (0, 2, 1), 8)
+
+
+async def test_a_metric_that_first_appears_later_is_added(autojump_clock):
+    async with running(make_keeper(["a", "b"])) as run:
+        run.send(one("a"), one("b"), Result("a", {"timeouts": 1}))
+        await trio.sleep(1.5)
+        a, b = run.received()
+    assert a.metrics == {"total": 1, "timeouts": 1}
+    assert b.metrics == {"total": 1}
+
+
+class Raising:
+    """A result of which a part raises."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    @property
+    def target(self) -> str:
+        if self.part == "target":
+            raise OSError("no target")
+        return "a"
+
+    def metrics(self) -> Mapping[str, Value]:
+        if self.part == "metrics":
+            raise OSError("no metrics")
+        return RaisingMapping()
+
+
+class RaisingMapping(Mapping[str, Value]):
+    def __getitem__(self, key: str) -> Value:
+        raise OSError("no value")
+
+    def __iter__(self):
+        return iter(["total"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+GOOD = {
+    "total": 1,
+    "latency": 1.5,
+    "size": Distribution((10,), (1, 0), 5),
+    "code": Map("code", {"200": 1}),
+    "queue": Gauge(7),
+    "version": "v1",
+    "huge": 1.7e308,
+    "huge-code": Map("code", {"200": 1.7e308}),
+    "huge-size": Distribution((10,), (10**308, 0), 1.7e308),
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Raising("target"), "error"),
+        (Raising("metrics"), "error"),
+        (Raising("iteration"), "error"),
+        (Result("a", ["total"]), "error"),
+        (Result(["a"], {"total": 1}), "error"),
+        (Result(7, {"total": 1}), "error"),
+        (object(), "error"),
+        (Result("a", {"total": 1, "new": None}), "type"),
+        (Result("a", {"total": 1, "new": [1]}), "type"),
+        (Result("a", {"total": 1, 5: 1}), "type"),
+        (Result("a", {"total": "1"}), "kind"),
+        (Result("a", {"total": Gauge(1)}), "kind"),
+        (Result("a", {"total": 1, "latency": "fast"}), "kind"),
+        (Result("a", {"total": 1, "latency": Map("code", {})}), "kind"),
+        (Result("a", {"total": 1, "code": 1}), "kind"),
+        (Result("a", {"total": 1, "queue": 8}), "kind"),
+        (Result("a", {"total": 1, "queue": "v1"}), "kind"),
+        (Result("a", {"total": 1, "version": Gauge(1)}), "kind"),
+        (Result("a", {"total": 1, "size": Distribution((11,), (1, 0), 5)}), "bounds"),
+        (Result("a", {"total": 1, "latency": Distribution((1,), (1, 0), 5)}), "bounds"),
+        (Result("a", {"queue": Gauge(8), "total": -1}), "negative"),
+        (Result("a", {"queue": Gauge(8), "total": -INF}), "negative"),
+        (Result("a", {"queue": Gauge(8), "total": NAN}), "not-finite"),
+        (Result("a", {"queue": Gauge(8), "total": INF}), "not-finite"),
+        (Result("a", {"queue": Gauge(8), "total": 10**400}), "not-finite"),
+        (Result("a", {"total": 1, "latency": NAN}), "not-finite"),
+        (Result("a", {"total": 1, "latency": -INF}), "not-finite"),
+        (Result("a", {"total": 1, "latency": 10**400}), "not-finite"),
+        (Result("a", {"total": 1, "huge": 10**308}), "overflow"),
+        (Result("a", {"total": 1, "huge-code": Map("code", {"200": 1e308})}), "overflow"),
+        (
+            Result("a", {"total": 1, "huge-size": Distribution((10,), (10**308, 0), 0)}),
+            "overflow",
+        ),
+        (
+            Result("a", {"total": 1, "huge-size": Distribution((10,), (1, 0), 1e308)}),
+            "overflow",
+        ),
+        (Result("a", {"total": 1, "code": Map("class", {"2xx": 1})}), "map-name"),
+        (Result("a", {"total": 1, "new": Map("dst", {"x": 1})}), "map-name"),
+        (Result("a", {"total": 1, "new": Map("env", {"x": 1})}), "map-name"),
+        (Result("a", {"total": 1, "new": Map("le", {"x": 1})}), "map-name"),
+    ],
+)
+async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
+    autojump_clock, bad, reason
+):
+    keeper = make_keeper(
+        distributions={"latency": (1, 2)}, additional_labels={"env": "prod"}
+    )
+    async with running(keeper) as run:
+        run.send(Result("a", GOOD), bad)
+        await trio.sleep(1.5)
+        (before,) = run.received()
+        run.send(Result("a", {"total": 1}))
+        await trio.sleep(1)
+        (after,) = run.received()
+    assert before.metrics == GOOD | {"latency": Distribution((1, 2), (0, 1, 0), 1.5)}
+    assert after.metrics == before.metrics | {"total": 2}
+    assert keeper.statistics().rejected == {reason: 1}
+    assert keeper.statistics().folded == 2
+
+
+async def test_nothing_is_held_of_a_target_whose_only_result_was_rejected(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        run.send(Result("a", {"total": 1, "latency": None}))
+        await trio.sleep(1.5)
+        assert run.received() == []
+    assert keeper.statistics().targets_held == 0
+
+
+async def test_rejections_are_logged_once_per_export_with_their_count(
+    autojump_clock, caplog
+):
+    async with running(make_keeper()) as run:
+        run.send(one("a"))
+        for _ in range(3):
+            run.send(Result("a", {"total": -1}))
+        run.send(Result("a", {"total": "one"}))
+        await trio.sleep(2.5)
+    ((logger, level, message),) = caplog.record_tuples
+    assert (logger, level) == ("trio_statskeeper", logging.WARNING)
+    assert message == (
+        "http/homepage: 4 results rejected since the last export (negative: 3, kind: 1); "
+        "the newest: target 'a': metric 'total': expected a number, got 'one'"
+    )
+
+
+async def test_rejections_after_the_last_export_are_logged_when_the_run_ends(
+    autojump_clock, caplog
+):
+    async with running(make_keeper()) as run:
+        await trio.sleep(1.5)
+        run.send(Result("a", {"total": -1}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_a_rejection_quotes_what_came_from_outside_shortened_and_in_one_line(
+    autojump_clock, caplog
+):
+    async with running(make_keeper()) as run:
+        run.send(Result("a\n" * 10_000, {"\n" * 10_000: "x" * 10_000, "total": None}))
+        await trio.sleep(1.5)
+    (record,) = caplog.records
+    assert len(record.getMessage()) < 400
+    assert "\n" not in record.getMessage()
+
+
+class Number(int):
+    """An int that is no mere number."""
+
+
+class Text(str):
+    """A str that is no mere text."""
+
+    __slots__ = ("extra",)
+
+
+async def test_subclasses_of_numbers_and_strings_come_out_as_plain_ones(autojump_clock):
+    async with running(make_keeper()) as run:
+        run.send(Result(Text("a"), {Text("total"): Number(5), "version": Text("v1")}))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert {name: type(value) for name, value in export.metrics.items()} == {
+        "total": int,
+        "version": str,
+    }
+    assert {type(name) for name in (*export.metrics, export.labels["dst"])} == {str}
+
+
+async def test_a_target_whose_results_have_no_metrics_is_not_exported(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        run.send(Result("a", {}))
+        await trio.sleep(1.5)
+        assert run.received() == []
+        assert keeper.snapshot() == ()
+    assert keeper.statistics().folded == 1
+
+
+# Rule 2: no aliasing
+
+
+async def test_what_a_caller_changes_later_does_not_change_totals(autojump_clock):
+    codes = {"200": 1}
+    deltas = {"total": 1, "code": Map("code", codes)}
+    bounds = [1, 2]
+    distributions = {"latency": bounds}
+    labels = {"env": "prod"}
+    endpoints = [Endpoint("a"), Endpoint("b")]
+    keeper = make_keeper(
+        targets=lambda: endpoints, distributions=distributions, additional_labels=labels
+    )
+    async with running(keeper) as run:
+        run.send(Result("a", deltas), one("b"))
+        await trio.testing.wait_all_tasks_blocked()
+        codes["200"] = deltas["total"] = 1000
+        deltas["more"] = 1
+        bounds.append(3)
+        distributions["total"] = (1,)
+        labels["zone"] = "z"
+        await trio.sleep(1.5)
+        a, b = run.received()
+    assert a.metrics == {"total": 1, "code": Map("code", {"200": 1})}
+    assert b.metrics == {"total": 1}
+    assert list(a.labels) == ["ptype", "probe", "dst", "env"]
+
+
+async def test_a_list_of_targets_that_changes_during_a_pass_does_not_disturb_it(
+    autojump_clock,
+):
+    endpoints = [Endpoint("a"), Endpoint("b"), Endpoint("c")]
+    keeper = make_keeper(targets=lambda: endpoints)
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"), one("b"), one("c"))
+        first = await run.exports.receive()
+        endpoints.clear()
+        rest = [await run.exports.receive(), await run.exports.receive()]
+    assert list(totals([first, *rest])) == ["a", "b", "c"]
+
+
+async def test_what_was_exported_does_not_change_as_the_keeper_works_on(autojump_clock):
+    keeper = make_keeper(distributions={"latency": (1, 2)})
+    deltas = {"total": 1, "latency": 1, "code": Map("code", {"200": 1}), "queue": Gauge(1)}
+    async with running(keeper) as run:
+        run.send(Result("a", deltas))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+        (snapshot,) = keeper.snapshot()
+        written = str(export)
+        run.send(Result("a", deltas), Result("a", {"code": Map("code", {"100": 1})}))
+        await trio.sleep(1)
+        (later,) = run.received()
+    assert str(export) == written
+    assert snapshot.metrics == export.metrics
+    assert later.metrics["total"] == 2
+
+
+# Rule 6: ticks lie on a grid
+
+
+@pytest.mark.parametrize("interval", [0.1, 1 / 3, 0.7])
+async def test_ticks_neither_drift_nor_repeat_nor_hang(autojump_clock, interval):
+    await trio.sleep(12_345.678)
+    start = trio.current_time()
+    keeper = make_keeper(export_interval=interval)
+    ticks = 10_000
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"))
+        timestamps = [(await run.exports.receive()).timestamp for _ in range(ticks)]
+    assert timestamps == [start + k * interval for k in range(1, ticks + 1)]
+    assert keeper.statistics().ticks_missed == 0
+
+
+async def test_ticks_that_a_slow_consumer_made_the_keeper_miss_are_skipped_and_counted(
+    autojump_clock,
+):
+    keeper = make_keeper()
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"))
+        await trio.sleep(1 + 3.5)
+        timestamps = [(await run.exports.receive()).timestamp for _ in range(3)]
+    assert timestamps == [1, 5, 6]
+    assert keeper.statistics().ticks_missed == 3
+
+
+async def test_a_tick_at_whose_very_instant_the_pass_before_ends_is_not_missed(
+    autojump_clock,
+):
+    interval = 0.1
+    await trio.sleep(12_345.678)
+    start = trio.current_time()
+    # Such that rounding makes it seem past.
+    tick = next(
+        k
+        for k in range(2, 1_000)
+        if math.ceil((start + k * interval - start) / interval) > k
+    )
+    keeper = make_keeper(export_interval=interval)
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"))
+        await trio.sleep_until(start + tick * interval)
+        timestamps = [(await run.exports.receive()).timestamp for _ in range(2)]
+    assert timestamps == [start + interval, start + tick * interval]
+    assert keeper.statistics().ticks_missed == tick - 2
+
+
+# Rule 7: targets
+
+
+async def test_targets_are_asked_for_when_run_starts_and_once_per_tick(autojump_clock):
+    asked = []
+
+    def targets() -> list[Endpoint]:
+        asked.append(trio.current_time())
+        return []
+
+    async with running(make_keeper(targets=targets)) as run:
+        await trio.sleep(3.5)
+        run.results.close()
+        await trio.sleep(1)
+    assert asked == [0, 1, 2, 3]
+
+
+async def test_exports_follow_the_order_of_the_targets(autojump_clock):
+    async with running(make_keeper(["b", "c", "a"])) as run:
+        run.send(one("a"), one("b"), one("c"))
+        await trio.sleep(1.5)
+        assert list(totals(run.received())) == ["b", "c", "a"]
+
+
+async def test_a_target_without_totals_is_skipped(autojump_clock):
+    async with running(make_keeper(["a", "b", "c"])) as run:
+        run.send(one("b"))
+        await trio.sleep(1.5)
+        assert list(totals(run.received())) == ["b"]
+
+
+async def test_the_first_of_two_targets_with_one_key_wins_and_the_other_is_counted(
+    autojump_clock,
+):
+    keeper = make_keeper(
+        targets=lambda: [
+            Endpoint("a", labels={"zone": "1"}),
+            Endpoint("a", labels={"zone": "2"}),
+        ],
+        additional_labels={"zone": "@target.label.zone@"},
+    )
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.labels["zone"] == "1"
+    assert keeper.statistics().duplicates == 2  # at the start, and at the tick
+
+
+async def test_ports_tell_targets_of_one_name_apart(autojump_clock):
+    keeper = make_keeper(targets=lambda: (Endpoint("a", 80), Endpoint("a", 443)))
+    async with running(keeper) as run:
+        run.send(one("a:80"), one("a:443"), one("a:443"))
+        await trio.sleep(1.5)
+        assert totals(run.received()) == {"a:80": 1, "a:443": 2}
+
+
+# Rule 8: labels
+
+
+async def test_labels_are_ptype_probe_dst_then_the_additional_ones_in_order(
+    autojump_clock,
+):
+    keeper = make_keeper(
+        targets=lambda: [
+            Endpoint("a", 80, {"zone": "z1", "a.b": "c"}),
+            Endpoint("b", labels={}),
+        ],
+        additional_labels={
+            "zone": "@target.label.zone@",
+            "env": "prod",
+            "name": "@target.name@",
+            "port": "@target.port@",
+            "dotted": "@target.label.a.b@",
+            "mail": "ops@target.example",
+            "upper": lambda endpoint: endpoint.name.upper(),
+        },
+    )
+    async with running(keeper) as run:
+        run.send(one("a:80"), one("b"))
+        await trio.sleep(1.5)
+        a, b = run.received()
+    assert list(a.labels.items()) == [
+        ("ptype", "http"),
+        ("probe", "homepage"),
+        ("dst", "a:80"),
+        ("zone", "z1"),
+        ("env", "prod"),
+        ("name", "a"),
+        ("port", "80"),
+        ("dotted", "c"),
+        ("mail", "ops@target.example"),
+        ("upper", "A"),
+    ]
+    assert (b.labels["zone"], b.labels["port"]) == ("", "")
+
+
+async def test_labels_are_computed_anew_at_each_export(autojump_clock):
+    zones = iter(["z1", "z2"])
+    racks = iter(["r1", "r2"])
+    keeper = make_keeper(
+        targets=lambda: [Endpoint("a", labels={"zone": next(zones, "z0")})],
+        additional_labels={
+            "zone": "@target.label.zone@",
+            "rack": lambda _: next(racks),
+        },
+    )
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(2.5)
+        first, second = run.received()
+    assert (first.labels["zone"], first.labels["rack"]) == ("z2", "r1")
+    assert (second.labels["zone"], second.labels["rack"]) == ("z0", "r2")
+
+
+# Rule 9: memory is bounded
+
+
+async def test_a_target_that_was_not_listed_for_long_returns_from_zero(autojump_clock):
+    a, b = Endpoint("a"), Endpoint("b")
+    listed = [a, b]
+    keeper = make_keeper(targets=lambda: listed, expire_after=3)
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(1.5)
+        listed.remove(a)
+        await trio.sleep(2)
+        assert keeper.statistics().targets_held == 2
+        await trio.sleep(1)  # not listed at 2, 3, 4
+        assert keeper.statistics().targets_held == 1
+        assert keeper.statistics().expired == 1
+        listed.append(a)
+        run.received()
+        await trio.sleep(1)
+        assert totals(run.received()) == {"b": 1}
+        run.send(one("a"))
+        await trio.sleep(1)
+        b_export, a_export = run.received()
+    assert a_export.metrics == {"total": 1}
+    assert (b_export.start_timestamp, a_export.start_timestamp) == (0, 5.5)
+
+
+async def test_a_target_that_returns_in_time_counts_on(autojump_clock):
+    a = Endpoint("a")
+    listed = [a]
+    keeper = make_keeper(targets=lambda: listed, expire_after=3.5)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        listed.clear()
+        await trio.sleep(2)
+        listed.append(a)
+        run.send(one("a"))
+        run.received()
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert (export.metrics["total"], export.start_timestamp) == (2, 0)
+
+
+async def test_a_target_that_returns_at_the_tick_when_its_time_is_up_starts_from_zero(
+    autojump_clock,
+):
+    a = Endpoint("a")
+    listed = [a]
+    keeper = make_keeper(targets=lambda: listed, expire_after=3.5, export_interval=2)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(3)
+        listed.clear()
+        await trio.sleep(2)  # not listed at 4
+        listed.append(a)
+        run.received()
+        await trio.sleep(2)
+        assert run.received() == []
+    assert keeper.statistics().expired == 1
+
+
+async def test_by_default_targets_expire_after_ten_intervals(autojump_clock):
+    listed = [Endpoint("a")]
+    keeper = make_keeper(targets=lambda: listed)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        listed.clear()
+        await trio.sleep(9)
+        assert keeper.statistics().targets_held == 1
+        await trio.sleep(1)
+        assert keeper.statistics().targets_held == 0
+
+
+async def test_targets_never_expire_if_so_configured(autojump_clock):
+    listed = [Endpoint("a")]
+    keeper = make_keeper(targets=lambda: listed, expire_after=INF)
+    async with running(keeper) as run:
+        run.send(one("a"), one("never listed"))
+        await trio.sleep(1.5)
+        listed.clear()
+        await trio.sleep(1_000)
+    assert keeper.statistics().targets_held == 2
+
+
+async def test_a_target_that_was_never_listed_expires_too(autojump_clock):
+    keeper = make_keeper(expire_after=3)
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.send(one("x"))
+        await trio.sleep(1)
+        run.send(one("x"))
+        await trio.sleep(2)
+        assert keeper.statistics().targets_held == 1
+        await trio.sleep(1)
+    assert keeper.statistics().targets_held == 0
+
+
+async def test_what_came_before_a_target_was_listed_counts_once_it_is(autojump_clock):
+    listed = []
+    keeper = make_keeper(targets=lambda: listed, expire_after=0.1)
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.send(one("a"))
+        listed.append(Endpoint("a"))
+        await trio.sleep(1)
+        assert totals(run.received()) == {"a": 1}
+
+
+async def test_of_targets_that_were_never_listed_only_so_many_are_held(autojump_clock):
+    keeper = make_keeper(["a", "b"], max_unlisted=2)
+    async with running(keeper) as run:
+        run.send(one("x"), one("y"), one("z"), one("x"), one("a"), one("b"))
+        await trio.sleep(0.5)
+    statistics = keeper.statistics()
+    assert statistics.rejected == {"unlisted": 1}
+    assert (statistics.folded, statistics.targets_held) == (5, 4)
+
+
+async def test_targets_that_were_listed_once_do_not_count_as_never_listed(autojump_clock):
+    listed = [Endpoint("a"), Endpoint("b")]
+    keeper = make_keeper(targets=lambda: listed, max_unlisted=1)
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(0.5)
+        listed.clear()
+        await trio.sleep(1)
+        run.send(one("a"), one("b"), one("x"), one("y"))
+        await trio.sleep(0.1)
+    assert keeper.statistics().rejected == {"unlisted": 1}
+    assert keeper.statistics().folded == 5
+
+
+async def test_a_place_among_the_never_listed_is_free_again_once_one_is_listed(
+    autojump_clock,
+):
+    listed = []
+    keeper = make_keeper(targets=lambda: listed, max_unlisted=1)
+    async with running(keeper) as run:
+        run.send(one("x"))
+        listed.append(Endpoint("x"))
+        await trio.sleep(1.5)
+        run.send(one("y"))
+        await trio.sleep(0.1)
+    assert keeper.statistics().rejected == {}
+
+
+@pytest.mark.parametrize("listed_at_tick", [True, False])
+async def test_a_result_that_comes_while_targets_are_gone_through_waits_for_the_verdict(
+    autojump_clock, listed_at_tick
+):
+    others = [Endpoint(f"other {i}") for i in range(5_000)]
+    lists = iter([[], [*others, *([Endpoint("late")] if listed_at_tick else [])]])
+
+    def targets() -> list[Endpoint]:
+        listed = next(lists)
+        if listed:
+            run.send(one("late"))  # the list is gone through in steps from now on
+        return listed
+
+    keeper = make_keeper(targets=targets, max_unlisted=0)
+    async with running(keeper) as run:
+        await trio.sleep(1.5)
+    statistics = keeper.statistics()
+    assert statistics.folded == listed_at_tick
+    assert statistics.rejected == ({} if listed_at_tick else {"unlisted": 1})
+
+
+async def test_a_map_has_no_more_keys_than_allowed(autojump_clock):
+    keeper = make_keeper(max_map_keys=3)
+    async with running(keeper) as run:
+        run.send(
+            Result("a", {"code": Map("code", {"1": 1, "2": 1})}),
+            Result("a", {"code": Map("code", {"3": 1, "4": 1})}),
+            Result("a", {"code": Map("code", {"1": 1, "3": 1})}),
+            Result("a", {"code": Map("code", {str(n): 1 for n in range(100_000)})}),
+            Result("a", {"new": Map("code", {str(n): 1 for n in range(4)})}),
+        )
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics == {"code": Map("code", {"1": 2, "2": 1, "3": 1})}
+    assert keeper.statistics().rejected == {"map-keys": 3}
+
+
+async def test_a_gauge_or_string_that_is_not_renewed_is_left_out(autojump_clock):
+    keeper = make_keeper(expire_after=2)
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.send(Result("a", {"total": 1, "queue": Gauge(5), "version": "v1"}))
+        await trio.sleep(2)
+        assert [list(export.metrics) for export in run.received()] == [
+            ["total", "queue", "version"],
+            ["total", "queue", "version"],
+        ]
+        await trio.sleep(1)
+        assert [list(export.metrics) for export in run.received()] == [["total"]]
+        assert list(keeper.snapshot()[0].metrics) == ["total"]
+        run.send(Result("a", {"queue": Gauge(6)}))
+        await trio.sleep(1)
+        (export,) = run.received()
+    assert export.metrics == {"total": 1, "queue": Gauge(6)}
+
+
+async def test_a_target_all_of_whose_gauges_are_left_out_is_not_exported(autojump_clock):
+    async with running(make_keeper(expire_after=2)) as run:
+        run.send(Result("a", {"queue": Gauge(5)}))
+        await trio.sleep(3.5)
+        assert [export.timestamp for export in run.received()] == [1]
+
+
+# Rule 13: the object outlives a run
+
+
+async def test_a_second_run_counts_on_upon_a_new_grid(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+    await trio.sleep(0.75)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.timestamp == 1.5 + 0.75 + 1
+    assert (export.metrics["total"], export.start_timestamp) == (2, 0)
+    assert keeper.statistics().passes == 2
+
+
+async def test_the_time_between_runs_does_not_count_for_expiry(autojump_clock):
+    listed = [Endpoint("a")]
+    keeper = make_keeper(targets=lambda: listed, expire_after=3)
+    async with running(keeper) as run:
+        run.send(Result("a", {"queue": Gauge(1)}))
+        await trio.sleep(1.5)
+        listed.clear()
+        await trio.sleep(1)
+    await trio.sleep(100)
+    listed.append(Endpoint("a"))
+    async with running(keeper) as run:
+        assert totals(keeper.snapshot(), "queue") == {"a": Gauge(1)}
+        await trio.sleep(1.5)
+    assert keeper.statistics().expired == 0
+
+
+def test_a_keeper_counts_on_in_another_trio_run(autojump_clock):
+    keeper = make_keeper()
+
+    async def main() -> list[EventMetrics]:
+        async with running(keeper) as run:
+            run.send(one("a"))
+            await trio.sleep(1.5)
+            return run.received()
+
+    for expected in (1, 2):
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        (export,) = trio.run(main, clock=clock)
+        assert export.metrics == {"total": expected}
+
+
+async def test_two_runs_at_once_are_refused_and_close_nothing(autojump_clock):
+    keeper = make_keeper()
+    results_send, results_receive = trio.open_memory_channel(1)
+    exports_send, _ = trio.open_memory_channel(1)
+    async with running(keeper) as run:
+        with pytest.raises(trio.BusyResourceError, match="already running"):
+            await keeper.run(results_receive, exports_send)
+        results_send.send_nowait(one("a"))
+        assert results_receive.receive_nowait() == one("a")
+        exports_send.send_nowait("open")
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        assert totals(run.received()) == {"a": 1}
+
+
+async def test_started_is_called_when_the_start_of_the_grid_is_fixed(autojump_clock):
+    keeper = make_keeper()
+    await trio.sleep(5)
+    async with running(keeper) as run:
+        assert trio.current_time() == 5
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        assert [export.timestamp for export in run.received()] == [6]
+
+
+# Rule 14: two clocks
+
+
+async def test_timestamps_never_go_back_nor_below_the_start(autojump_clock):
+    times = iter([100, 50, 200, 150, 40])
+    keeper = make_keeper(clock=lambda: next(times))
+    async with running(keeper) as run:
+        run.send(one("a"))  # at 100
+        await trio.sleep(4.5)  # ticks at 50, 200, 150, 40
+        exports = run.received()
+    assert [export.timestamp for export in exports] == [100, 200, 200, 200]
+    assert {export.start_timestamp for export in exports} == {100}
+
+
+async def test_by_default_timestamps_are_unix_time(autojump_clock):
+    keeper = StatsKeeper("http", "homepage", lambda: [Endpoint("a")], export_interval=1)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.timestamp >= export.start_timestamp > 1_700_000_000
+
+
+# What an export tells, self-observation, snapshots
+
+
+async def test_exports_carry_the_latency_unit_and_the_interval(autojump_clock):
+    keeper = make_keeper(latency_unit=0.001, export_interval=2)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(2.5)
+        (export,) = run.received()
+    assert (export.latency_unit, export.export_interval) == (0.001, 2)
+
+
+async def test_statistics_count_what_the_keeper_did(autojump_clock):
+    keeper = make_keeper(["a", "b"])
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"), one("a"), one("x"))
+        await trio.sleep(2.5)
+    statistics = keeper.statistics()
+    assert attrs.asdict(statistics) == {
+        "folded": 4,
+        "rejected": {},
+        "passes": 2,
+        "exports_sent": 4,
+        "ticks_missed": 0,
+        "duplicates": 0,
+        "expired": 0,
+        "targets_held": 3,
+    }
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        statistics.folded = 0
+    with pytest.raises(TypeError):
+        statistics.rejected["kind"] = 1
+
+
+async def test_a_snapshot_shows_the_listed_targets_as_they_are_now(autojump_clock):
+    keeper = make_keeper(["b", "a", "empty"])
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"), one("never listed"))
+        await trio.sleep(1.5)
+        run.send(one("a"))
+        await trio.sleep(0.1)
+        snapshot = keeper.snapshot()
+    assert totals(snapshot) == {"b": 1, "a": 2}
+    assert list(totals(snapshot)) == ["b", "a"]
+    assert [export.timestamp for export in snapshot] == [1.6, 1.6]
+
+
+async def test_a_snapshot_can_be_of_some_targets(autojump_clock):
+    keeper = make_keeper(["a", "b", "c"])
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"), one("c"), one("never listed"))
+        await trio.sleep(0.5)
+        assert list(totals(keeper.snapshot(["c", "a", "never listed", "?"]))) == ["c", "a"]
+
+
+async def test_a_snapshot_can_be_taken_before_and_after_a_run(autojump_clock):
+    keeper = make_keeper()
+    assert keeper.snapshot() == ()
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(0.5)
+    assert totals(keeper.snapshot()) == {"a": 1}

@@ -1,0 +1,262 @@
+"""Consistent cuts without a pause, and a loop that is never hogged: rules 3 to 5."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import attrs
+import pytest
+import trio
+from helpers import Result, make_keeper, one, running, totals
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trio_statskeeper import (
+    Distribution,
+    Endpoint,
+    EventMetrics,
+    Gauge,
+    Map,
+    StatsKeeper,
+    _keeper,
+)
+
+# Rules 3 and 4: a pass is a consistent cut, and without a pause
+
+
+async def test_a_pass_exports_the_totals_as_they_were_at_its_tick(autojump_clock):
+    keys = [f"target {i}" for i in range(100)]
+    keeper = make_keeper(keys)
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(*map(one, keys))
+        await trio.sleep(1.005)
+        exports = []
+        for _ in keys:  # each of which gets a result while the pass is under way
+            run.send(*map(one, keys))
+            await trio.sleep(0.005)
+            exports.append(await run.exports.receive())
+        assert totals(exports) == dict.fromkeys(keys, 1)
+        assert {export.timestamp for export in exports} == {1}
+        assert totals(keeper.snapshot()) == dict.fromkeys(keys, 101)
+
+
+async def test_folding_goes_on_while_an_export_waits_for_a_slow_consumer(autojump_clock):
+    keeper = make_keeper(["a", "b"])
+    async with running(keeper, buffer=0, exports_buffer=0) as run:
+        await run.results.send(one("a"))
+        await trio.sleep(1.5)
+        for _ in range(10):
+            await run.results.send(one("b"))  # would hang if nobody read
+        await trio.sleep(0.1)
+        assert keeper.statistics().folded == 11
+
+
+async def test_a_target_that_first_reports_after_the_tick_waits_for_the_next_pass(
+    autojump_clock,
+):
+    async with running(make_keeper(["a", "b"]), exports_buffer=0) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        run.send(one("b"))
+        exports = [await run.exports.receive() for _ in range(3)]
+    assert [(export.timestamp, *totals([export])) for export in exports] == [
+        (1, "a"),
+        (2, "a"),
+        (2, "b"),
+    ]
+
+
+async def test_what_was_not_taken_of_a_cancelled_pass_is_not_mistaken_for_the_next_cut(
+    autojump_clock,
+):
+    keeper = make_keeper(["a", "b"])
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(1.5)
+        run.send(one("b"))  # saves b's row, which is never taken
+        await trio.sleep(0.1)
+    async with running(keeper) as run:
+        await trio.sleep(1.5)
+        assert totals(run.received()) == {"a": 1, "b": 2}
+
+
+async def test_a_target_that_expires_during_a_pass_and_returns_is_not_in_it(autojump_clock):
+    listed = [Endpoint("a"), Endpoint("b")]
+    keeper = make_keeper(targets=lambda: listed, expire_after=1)
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"), one("b"))
+        assert totals([await run.exports.receive() for _ in range(2)]) == {"a": 1, "b": 1}
+        listed.reverse()
+        b = listed.pop(0)
+        await trio.sleep(1)  # at 2, b is gone: its time is up at once
+        assert totals([await run.exports.receive()]) == {"a": 1}
+        listed.append(b)
+        run.send(one("b"))
+        await trio.sleep(0.25)
+        assert totals([await run.exports.receive() for _ in range(2)]) == {"a": 1, "b": 1}
+
+
+# Any interleaving: a plain model, stepped together with the keeper
+
+KEYS = ["a", "b", "c", "d"]
+BOUNDS = (1.0, 2.0)
+
+
+def deltas(step: int) -> dict:
+    """Return metrics that tell which steps they come from."""
+    return {
+        "total": 1,
+        "steps": 2**step,
+        "latency": step % 4,
+        "code": Map("code", {str(step % 5): 1}),
+        "queue": Gauge(step),
+    }
+
+
+@attrs.define
+class Model:
+    """The totals as a newcomer would keep them."""
+
+    folded: dict[str, list[int]] = attrs.field(factory=dict)
+
+    def fold(self, key: str, step: int) -> None:
+        self.folded.setdefault(key, []).append(step)
+
+    def cut(self, listed: list[str]) -> dict[str, dict]:
+        return {
+            key: {
+                "total": len(steps),
+                "steps": sum(2**step for step in steps),
+                "latency": Distribution.of([step % 4 for step in steps], BOUNDS),
+                "code": Map("code", Counter(str(step % 5) for step in steps)),
+                "queue": Gauge(steps[-1]),
+            }
+            for key in listed
+            if (steps := self.folded.get(key))
+        }
+
+
+# What happens at one of the instants between two ticks.
+events = st.one_of(
+    st.tuples(st.just("result"), st.sampled_from(KEYS)),
+    st.tuples(st.just("receive"), st.integers(1, 3)),
+    st.tuples(st.just("list"), st.lists(st.sampled_from(KEYS), unique=True)),
+)
+
+
+@given(st.lists(events, max_size=60), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_every_pass_equals_a_plain_model_at_its_tick(happening, exports_buffer):
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(play, happening, exports_buffer, clock=clock)
+
+
+async def play(happening: list, exports_buffer: int) -> None:
+    model = Model()
+    listed = list(KEYS)
+    asked: list[str] = []
+    passes: list[tuple[float, dict[str, dict]]] = []
+    received: list[EventMetrics] = []
+
+    def targets() -> list[Endpoint]:
+        # Called at the very instant of a tick.
+        asked[:] = listed
+        passes.append((trio.current_time(), model.cut(listed)))
+        return [Endpoint(key) for key in listed]
+
+    keeper = make_keeper(
+        targets,
+        distributions={"latency": BOUNDS},
+        export_interval=4,
+        expire_after=math.inf,
+    )
+    async with running(keeper, exports_buffer=exports_buffer) as run:
+        passes.clear()  # the start's call exports nothing
+        for step, (event, argument) in enumerate(happening):
+            await trio.sleep_until(step + 0.5)
+            match event:
+                case "result":
+                    run.send(Result(argument, deltas(step)))
+                    await trio.testing.wait_all_tasks_blocked()
+                    model.fold(argument, step)
+                case "receive":
+                    for _ in range(argument):
+                        with trio.move_on_after(0.1):
+                            received.append(await run.exports.receive())
+                case "list":
+                    listed[:] = argument
+        run.results.close()
+        received.extend([export async for export in run.exports])
+        passes.append((trio.current_time(), model.cut(asked)))
+
+    assert [
+        (export.timestamp, export.labels["dst"], dict(export.metrics))
+        for export in received
+    ] == [
+        (timestamp, key, metrics)
+        for timestamp, cut in passes
+        for key, metrics in cut.items()
+    ]
+
+
+# Rule 5: it never hogs the loop
+
+
+async def spectate(keeper: StatsKeeper, seen: list[int]) -> None:
+    """Note, whenever the loop comes round, how many results were folded."""
+    while True:
+        seen.append(keeper.statistics().folded)
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monkeypatch):
+    ticking = itertools.count(step=_keeper._FOLDING_STEP / 10)
+    monkeypatch.setattr(_keeper, "perf_counter", lambda: next(ticking))
+    keeper = make_keeper()
+    seen: list[int] = []
+    async with running(keeper) as run:
+        run.send(*map(one, "a" * 1_000))
+        run.nursery.start_soon(spectate, keeper, seen)
+        while keeper.statistics().folded < 1_000:
+            await trio.lowlevel.checkpoint()
+    # Two steps may come between two looks, and rounding may make 11 of 10.
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 22
+
+
+@pytest.mark.parametrize(
+    ("keys", "listed", "steps"),
+    [
+        pytest.param([], 5_000, 5_000 / 500 * 2, id="listing, and skipping"),
+        pytest.param(["a"], 5_000, 5_000 / 500 * 2, id="one of many has totals"),
+        pytest.param([f"x{i}" for i in range(5_000)], 0, 5_000 / 500, id="expiring"),
+    ],
+)
+async def test_a_tick_goes_through_many_targets_in_small_steps(
+    autojump_clock, keys, listed, steps
+):
+    lists = iter([[], [Endpoint(f"target {i}") for i in range(listed)]])
+    keeper = make_keeper(lambda: next(lists), expire_after=0.75)
+    seen: list[int] = []
+    async with running(keeper) as run:
+        run.send(*map(one, keys))
+        await trio.sleep(0.5)
+        run.nursery.start_soon(spectate, keeper, seen)
+        autojump_clock.jump(0.5)
+        while not keeper.statistics().passes:
+            await trio.lowlevel.checkpoint()
+    assert len(seen) >= steps
+
+
+async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autojump_clock):
+    lists = iter([[Endpoint(f"target {i}") for i in range(5_000)], []])
+    keeper = make_keeper(lambda: next(lists))
+    seen: list[int] = []
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.nursery.start_soon(spectate, keeper, seen)
+        autojump_clock.jump(0.5)
+        while not keeper.statistics().passes:
+            await trio.lowlevel.checkpoint()
+    assert len(seen) >= 5_000 / 500

@@ -1,0 +1,452 @@
+"""How a run ends: rules 10 to 12, and what its callables raise (rule 7)."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+
+import attrs
+import pytest
+import trio
+from helpers import Result, make_keeper, one, running, totals
+
+from trio_statskeeper import Endpoint, EventMetrics, ProbeResult, StatsKeeper
+
+# Rule 10: the end of input is a clean end
+
+
+async def test_when_all_senders_have_closed_a_last_pass_is_made(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        await trio.sleep(1.5)
+        run.send(one("a"), one("a"))
+        run.results.close()
+        exports = [export async for export in run.exports]
+        assert trio.current_time() == 1.5
+    assert [(export.timestamp, export.metrics["total"]) for export in exports] == [(1.5, 2)]
+    assert keeper.statistics().passes == 2
+
+
+async def test_a_pass_in_progress_is_finished_before_the_last(autojump_clock):
+    async with running(make_keeper(["a", "b"]), exports_buffer=0) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(1.5)  # the pass waits with a
+        run.send(one("b"))
+        run.results.close()
+        await trio.sleep(0.1)
+        exports = [export async for export in run.exports]
+    assert [(e.timestamp, e.labels["dst"], e.metrics["total"]) for e in exports] == [
+        (1, "a", 1),
+        (1, "b", 1),
+        (1.6, "a", 1),
+        (1.6, "b", 2),
+    ]
+
+
+async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
+    async with running(make_keeper()) as run:
+        clone = run.results.clone()
+        run.results.close()
+        await trio.sleep(0.5)
+        clone.send_nowait(one("a"))
+        clone.close()
+        assert [totals([export]) async for export in run.exports] == [{"a": 1}]
+
+
+# Rule 11: cancellation
+
+
+@attrs.define
+class Outcome:
+    """How `run` ended, and what became of the results that were sent to it."""
+
+    keeper: StatsKeeper
+    results: trio.MemoryReceiveChannel[ProbeResult]
+    exports: trio.MemorySendChannel[EventMetrics]
+    raised: BaseException | None = None
+    sent: int = 0
+
+    async def run(self) -> None:
+        try:
+            await self.keeper.run(self.results, self.exports)
+        except BaseException as error:
+            self.raised = error
+            raise
+
+    async def produce(self, results: trio.MemorySendChannel[ProbeResult]) -> None:
+        """Send results without end, and count those whose `send` returned."""
+        with results:
+            try:
+                while True:
+                    await results.send(one("a"))
+                    self.sent += 1
+            except trio.BrokenResourceError:
+                pass
+
+    def both_channels_are_closed(self) -> bool:
+        return (
+            self.results.statistics().open_receive_channels == 0
+            and self.exports.statistics().open_send_channels == 0
+        )
+
+
+def outcome_of(
+    keeper: StatsKeeper, buffer: float = math.inf, exports_buffer: float = 0
+) -> tuple[
+    Outcome, trio.MemorySendChannel[ProbeResult], trio.MemoryReceiveChannel[EventMetrics]
+]:
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
+    exports_send, exports_receive = trio.open_memory_channel[EventMetrics](exports_buffer)
+    return Outcome(keeper, results_receive, exports_send), results_send, exports_receive
+
+
+@pytest.mark.parametrize("flush_timeout", [0, 0.25])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 100])
+async def test_every_result_whose_send_returned_is_in_the_totals_after_cancellation(
+    autojump_clock, flush_timeout, steps
+):
+    keeper = make_keeper(flush_timeout=flush_timeout)
+    outcome, results, _exports = outcome_of(keeper, buffer=3)
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(outcome.produce, results.clone())
+        results.close()
+        async with trio.open_nursery() as keepers:
+            keepers.start_soon(outcome.run)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            keepers.cancel_scope.cancel()
+    assert type(outcome.raised) is trio.Cancelled
+    assert keeper.statistics().folded == outcome.sent
+    assert outcome.both_channels_are_closed()
+
+
+async def test_a_cancelled_keeper_makes_a_last_export_if_it_has_the_time(autojump_clock):
+    keeper = make_keeper(flush_timeout=0.5)
+    outcome, results, exports = outcome_of(keeper, buffer=10)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+            await trio.sleep(1.25)  # the pass of second 1 waits for a consumer
+            results.send_nowait(one("a"))
+            results.send_nowait(one("a"))
+
+            async def consume() -> None:
+                with trio.CancelScope(shield=True):
+                    received.extend([export async for export in exports])
+
+            received: list[EventMetrics] = []
+            nursery.start_soon(consume)
+            await trio.sleep(0.5)
+            results.send_nowait(one("a"))
+            scope.cancel()
+    assert [(e.timestamp, e.metrics["total"]) for e in received] == [(1.75, 3)]
+    assert type(outcome.raised) is trio.Cancelled
+
+
+async def test_the_last_export_gives_up_in_time_when_nobody_reads(autojump_clock):
+    keeper = make_keeper(flush_timeout=0.5)
+    outcome, results, exports = outcome_of(keeper)
+    results.send_nowait(one("a"))
+    with exports, trio.move_on_after(1.25):
+        await outcome.run()
+    assert trio.current_time() == 1.75
+    assert type(outcome.raised) is trio.Cancelled
+    assert outcome.both_channels_are_closed()
+
+
+async def test_without_a_flush_timeout_cancellation_exports_nothing(autojump_clock):
+    keeper = make_keeper()
+    outcome, results, exports = outcome_of(keeper, exports_buffer=10)
+    results.send_nowait(one("a"))
+    with trio.move_on_after(0.5):
+        await outcome.run()
+    assert trio.current_time() == 0.5
+    with pytest.raises(trio.EndOfChannel):
+        exports.receive_nowait()
+
+
+async def test_a_last_export_to_a_consumer_that_is_gone_ends_quietly(autojump_clock):
+    outcome, results, exports = outcome_of(make_keeper(flush_timeout=0.5))
+    results.send_nowait(one("a"))
+    with trio.move_on_after(0.5):
+        exports.close()
+        await outcome.run()
+    assert type(outcome.raised) is trio.Cancelled
+    assert trio.current_time() == 0.5
+
+
+async def test_targets_that_were_being_gone_through_are_known_after_cancellation(
+    autojump_clock,
+):
+    listed = [Endpoint(f"other {i}") for i in range(5_000)] + [Endpoint("a")]
+    keeper = make_keeper(lambda: listed, max_unlisted=0, flush_timeout=0.5)
+    outcome, results, exports = outcome_of(keeper, exports_buffer=1)
+    results.send_nowait(one("a"))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await outcome.run()
+    assert keeper.statistics().rejected == {}
+    assert totals([exports.receive_nowait()]) == {"a": 1}
+
+
+async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
+    keeper = make_keeper()
+    for run in (1, 2, 3):
+        outcome, results, exports = outcome_of(keeper)
+        results.send_nowait(one("a"))
+        with trio.move_on_after(1.25):
+            await outcome.run()
+        assert keeper.statistics().folded == run
+        exports.close()
+
+
+# Rule 12: on every way out both channels are closed and the exception is bare
+
+
+def raise_error(*_: object) -> float:
+    raise OSError("no luck")
+
+
+async def leave_by_end_of_input(outcome, results, exports) -> None:
+    results.close()
+    await outcome.run()
+
+
+async def leave_by_cancellation_before_the_first_checkpoint(outcome, _, exports) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await outcome.run()
+
+
+async def leave_by_cancellation_between_ticks(outcome, results, exports) -> None:
+    with trio.move_on_after(0.5):
+        await outcome.run()
+
+
+async def leave_by_cancellation_inside_a_send(outcome, results, exports) -> None:
+    results.send_nowait(one("a"))
+    with trio.move_on_after(1.5):
+        await outcome.run()
+
+
+async def leave_as_the_consumer_is_gone(outcome, results, exports) -> None:
+    exports.close()
+    await outcome.run()
+
+
+async def leave_as_the_consumer_goes_while_an_export_waits(
+    outcome, results, exports
+) -> None:
+    results.send_nowait(one("a"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outcome.run)
+        await trio.sleep(1.5)
+        exports.close()
+
+
+async def leave_as_results_are_closed_elsewhere(outcome, results, exports) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outcome.run)
+        await trio.sleep(0.5)
+        outcome.results.close()
+
+
+@pytest.mark.parametrize("flush_timeout", [0, 0.25])
+@pytest.mark.parametrize(
+    ("leave", "raised"),
+    [
+        (leave_by_end_of_input, None),
+        (leave_by_cancellation_before_the_first_checkpoint, trio.Cancelled),
+        (leave_by_cancellation_between_ticks, trio.Cancelled),
+        (leave_by_cancellation_inside_a_send, trio.Cancelled),
+        (leave_as_the_consumer_is_gone, trio.BrokenResourceError),
+        (leave_as_the_consumer_goes_while_an_export_waits, trio.BrokenResourceError),
+        (leave_as_results_are_closed_elsewhere, trio.ClosedResourceError),
+    ],
+)
+async def test_both_channels_are_closed_and_the_exception_is_bare(
+    autojump_clock, leave: Callable, raised: type | None, flush_timeout: float
+):
+    outcome, results, exports = outcome_of(make_keeper(flush_timeout=flush_timeout))
+    try:
+        await leave(outcome, results, exports)
+    except BaseExceptionGroup:
+        pass  # of a nursery in this test: `outcome.raised` is what left `run`
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        assert error is outcome.raised  # noqa: PT017
+    assert type(outcome.raised) is (raised or type(None))
+    assert outcome.both_channels_are_closed()
+
+
+class Raising:
+    """Something that raises when it is called for the `nth` time."""
+
+    def __init__(self, nth: int, returned: object) -> None:
+        self.calls_left = nth
+        self.returned = returned
+
+    def __call__(self, *_: object) -> object:
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise OSError("no luck")
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("option", "returned", "nth", "at"),
+    [
+        ("targets", [Endpoint("a")], 1, 0),
+        ("targets", [Endpoint("a")], 2, 1),
+        ("clock", 5, 1, 0),  # for the start of the target's totals
+        ("clock", 5, 2, 1),
+        ("label", "x", 1, 1),
+        ("label", "x", 2, 2),
+    ],
+)
+async def test_what_targets_a_label_or_the_clock_raises_leaves_run_bare(
+    autojump_clock, option, returned, nth, at
+):
+    raising = Raising(nth, returned)
+    options = (
+        {"additional_labels": {"x": raising}} if option == "label" else {option: raising}
+    )
+    outcome, results, exports = outcome_of(make_keeper(**options), exports_buffer=10)
+    results.send_nowait(one("a"))
+    with exports, pytest.raises(OSError, match="no luck"):
+        await outcome.run()
+    assert trio.current_time() == at
+    assert outcome.both_channels_are_closed()
+
+
+async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_clock):
+    targets = Raising(2, [Endpoint("a")])
+
+    def targets_and_results() -> object:
+        results.send_nowait(one("a"))
+        results.send_nowait(one("a"))
+        return targets()
+
+    keeper = make_keeper(targets_and_results)
+    outcome, results, exports = outcome_of(keeper)
+    with exports, pytest.raises(OSError, match="no luck"):
+        await outcome.run()
+    assert keeper.statistics().folded == 4
+
+
+async def test_if_both_tasks_fail_at_once_the_first_names_the_other_as_its_cause(
+    autojump_clock,
+):
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            results.send_nowait(one("a"))  # upon which the clock raises in the other task
+            raise LookupError("no targets")
+        return []
+
+    outcome, results, exports = outcome_of(make_keeper(targets, clock=raise_error))
+    with exports, pytest.raises((LookupError, OSError)) as caught:
+        await outcome.run()
+    assert isinstance(caught.value.__cause__, BaseExceptionGroup)
+    assert {type(error) for error in caught.value.__cause__.exceptions} == {
+        LookupError,
+        OSError,
+    }
+
+
+async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_clock):
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            raise ExceptionGroup("of the user's own", [OSError()])
+        return []
+
+    outcome, _results, exports = outcome_of(make_keeper(targets))
+    with exports, pytest.RaisesGroup(OSError, match="of the user's own"):
+        await outcome.run()
+
+
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf])
+async def test_a_clock_that_tells_no_time_is_an_error(autojump_clock, timestamp):
+    outcome, results, exports = outcome_of(make_keeper(clock=lambda: timestamp))
+    results.send_nowait(one("a"))
+    with exports, pytest.raises(ValueError, match=f"clock must .* got {timestamp}"):
+        await outcome.run()
+
+
+async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
+    outcome, results, exports = outcome_of(make_keeper(lambda: ["a"]))
+    results.send_nowait(one("a"))
+    with exports, pytest.raises(TypeError, match="must be Endpoints, got 'a'"):
+        await outcome.run()
+    assert outcome.keeper.statistics().folded == 1
+
+
+async def test_a_label_function_that_returns_no_string_is_an_error(autojump_clock):
+    keeper = make_keeper(additional_labels={"port": lambda endpoint: endpoint.port})
+    outcome, results, exports = outcome_of(keeper)
+    results.send_nowait(one("a"))
+    message = "label 'port' must return a string, got None for 'a'"
+    with exports, pytest.raises(TypeError, match=message):
+        await outcome.run()
+
+
+@attrs.frozen
+class Interrupting(Result):
+    """A result during whose folding the user presses Ctrl-C."""
+
+    def metrics(self):
+        signal.raise_signal(signal.SIGINT)
+        return self.values
+
+
+@pytest.mark.parametrize("main_task", [True, False])
+def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
+    keeper = make_keeper()
+
+    async def main() -> None:
+        nonlocal outcome
+        outcome, results, _ = outcome_of(keeper)
+        results.send_nowait(one("a"))
+        results.send_nowait(Interrupting("a", {"total": 1}))
+        results.send_nowait(one("a"))
+        if main_task:
+            await outcome.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+
+    outcome: Outcome
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    if main_task:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(main, clock=clock)
+        assert type(outcome.raised) is KeyboardInterrupt
+    else:
+        with pytest.RaisesGroup(KeyboardInterrupt):
+            trio.run(main, clock=clock)
+        assert type(outcome.raised) is trio.Cancelled
+    assert keeper.statistics().folded == 3
+    assert outcome.both_channels_are_closed()
+
+
+async def test_a_keyboard_interrupt_that_targets_raises_leaves_run_bare(autojump_clock):
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            raise KeyboardInterrupt
+        return []
+
+    outcome, _results, exports = outcome_of(make_keeper(targets))
+    with exports, pytest.raises(KeyboardInterrupt):
+        await outcome.run()
+    assert outcome.both_channels_are_closed()
+
+
+async def test_both_channels_are_shared_by_cloning_them(autojump_clock):
+    outcome, results, exports = outcome_of(make_keeper(), exports_buffer=10)
+    receiver = outcome.results.clone()
+    sender = outcome.exports.clone()
+    with trio.move_on_after(0.5):
+        await outcome.run()
+    results.send_nowait(one("a"))
+    assert receiver.receive_nowait() == one("a")
+    sender.send_nowait("still open")
+    assert exports.receive_nowait() == "still open"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -211,6 +212,11 @@ async def spectate(keeper: StatsKeeper, seen: list[int]) -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # there is no event to wait for
+        await trio.lowlevel.checkpoint()
+
+
 async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monkeypatch):
     ticking = itertools.count(step=_keeper._FOLDING_STEP / 10)
     monkeypatch.setattr(_keeper, "perf_counter", lambda: next(ticking))
@@ -219,8 +225,7 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
     async with running(keeper) as run:
         run.send(*map(one, "a" * 1_000))
         run.nursery.start_soon(spectate, keeper, seen)
-        while keeper.statistics().folded < 1_000:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: keeper.statistics().folded == 1_000)
     # Two steps may come between two looks, and rounding may make 11 of 10.
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 22
 
@@ -244,8 +249,7 @@ async def test_a_tick_goes_through_many_targets_in_small_steps(
         await trio.sleep(0.5)
         run.nursery.start_soon(spectate, keeper, seen)
         autojump_clock.jump(0.5)
-        while not keeper.statistics().passes:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: keeper.statistics().passes > 0)
     assert len(seen) >= steps
 
 
@@ -257,6 +261,5 @@ async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autoju
         await trio.sleep(0.5)
         run.nursery.start_soon(spectate, keeper, seen)
         autojump_clock.jump(0.5)
-        while not keeper.statistics().passes:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: keeper.statistics().passes > 0)
     assert len(seen) >= 5_000 / 500

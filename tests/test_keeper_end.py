@@ -413,6 +413,7 @@ def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
             await outcome.run()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome.run)
+            await trio.sleep_forever()
 
     outcome: Outcome
     clock = trio.testing.MockClock(autojump_threshold=0)

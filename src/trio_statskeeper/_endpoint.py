@@ -22,14 +22,14 @@ _TARGET_LABEL = re.compile(r"@target\.label\.([^@]+)@")
 _MAX_PORT = 65_535
 
 
-def _name(value: object) -> str:
+def _name(value: str) -> str:
     name = plain_str(value)
     if not name:
         raise ValueError("an endpoint's name can't be empty")
     return name
 
 
-def _port(value: object) -> int | None:
+def _port(value: int | None) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):

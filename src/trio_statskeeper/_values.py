@@ -18,13 +18,19 @@ import attrs
 # Beyond the largest float a count can be neither exported nor added to a float.
 MAX_NUMBER = sys.float_info.max
 
-# For error messages: what is quoted may have come from the network.
-_quoter = reprlib.Repr()
-_quoter.maxstring = _quoter.maxother = 80
-quote = _quoter.repr
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
 
 
-def plain_number(value: object) -> int | float:
+def quote(value: object) -> str:
+    """Return a short repr for an error message, of what may have come from anywhere."""
+    try:
+        return _shortened.repr(value)
+    except Exception:  # noqa: BLE001  # whatever its repr does, it is not what went wrong
+        return f"<{type(value).__name__} without a repr>"
+
+
+def plain_number(value: float) -> int | float:
     """Return `value` as exactly an int or a float, whatever subclass it is of."""
     # Not int(value) and float(value): those would run a subclass's own code.
     if isinstance(value, int):
@@ -34,21 +40,21 @@ def plain_number(value: object) -> int | float:
     raise TypeError(f"expected a number, got {quote(value)}")
 
 
-def plain_str(value: object) -> str:
+def plain_str(value: str) -> str:
     """Return `value` as exactly a str, whatever subclass it is of."""
     if isinstance(value, str):
         return str.__str__(value)
     raise TypeError(f"expected a string, got {quote(value)}")
 
 
-def _count(value: object) -> int | float:
+def _count(value: float) -> int | float:
     number = plain_number(value)
     if not 0 <= number <= MAX_NUMBER:  # NaN compares false
         raise ValueError(f"expected a finite number of 0 or more, got {quote(value)}")
     return number
 
 
-def _finite(value: object) -> float:
+def _finite(value: float) -> float:
     number = plain_number(value)
     if not -MAX_NUMBER <= number <= MAX_NUMBER:
         raise ValueError(f"expected a finite number, got {quote(value)}")
@@ -73,10 +79,12 @@ def checked_bounds(bounds: Iterable[float]) -> tuple[float, ...]:
     return floats
 
 
-def _gauge_value(value: object) -> int | float:
+def _gauge_value(value: float) -> int | float:
     number = plain_number(value)
-    if number != number:  # noqa: PLR0124  # only NaN differs from itself
-        raise ValueError("a gauge can't be NaN")
+    if not (abs(number) <= MAX_NUMBER or abs(number) == math.inf):
+        raise ValueError(
+            f"a gauge can't be NaN, nor beyond the largest float, got {quote(value)}"
+        )
     return number
 
 
@@ -87,7 +95,7 @@ class Gauge:
 
     Raises:
       TypeError: if `value` is no number.
-      ValueError: if `value` is NaN. Infinity is allowed.
+      ValueError: if `value` is NaN, or beyond the largest float. Infinity is allowed.
     """
 
     value: int | float = attrs.field(converter=_gauge_value)
@@ -191,11 +199,10 @@ class Distribution:
         return cls(bounds, tuple(counts), total)
 
     def __str__(self) -> str:
-        bounds = ",".join(format_value(bound) for bound in self.bounds)
+        bounds = ",".join(_short(bound) for bound in self.bounds)
         counts = ",".join(map(str, self.bucket_counts))
         return (
-            f"dist:sum:{format_value(self.sum)}|count:{self.count}"
-            f"|lb:-Inf,{bounds}|bc:{counts}"
+            f"dist:sum:{_short(self.sum)}|count:{self.count}|lb:-Inf,{bounds}|bc:{counts}"
         )
 
 
@@ -302,9 +309,19 @@ def format_value(value: Value) -> str:
     if isinstance(value, float):
         if math.isinf(value):
             return "+Inf" if value > 0 else "-Inf"
-        # The shortest digits that read back as this float, without an exponent.
-        return format(Decimal(repr(float(value))), "f").removesuffix(".0")
+        return _format_float(value)
     return str(value)
+
+
+def _short(number: float) -> str:
+    # As cloudprober writes them where only floats can be.
+    return _format_float(number).removesuffix(".0")
+
+
+def _format_float(number: float) -> str:
+    """Return the shortest digits that read back as this float, without an exponent."""
+    digits = format(Decimal(repr(float(number))), "f")
+    return digits if "." in digits else f"{digits}.0"
 
 
 # Nothing that is written needs more: Python itself reads and writes no longer integers.

@@ -1,0 +1,154 @@
+"""examples/probe_http.py, as a user runs it: a process of its own, on real sockets."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from trio_statskeeper import Distribution, EventMetrics, Map
+
+PROGRAM = Path(__file__).parents[2] / "examples/probe_http.py"
+FAST = ("--interval", "0.1", "--timeout", "0.5", "--export-interval", "0.25")
+PROGRESS = "Probing every 0.1 s, exporting every 0.25 s. Ctrl-C ends it.\n"
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def exports_by_url(output: str) -> dict[str, list[EventMetrics]]:
+    exports = defaultdict(list)
+    for line in output.splitlines():
+        export = EventMetrics.parse(line)
+        exports[export.labels["dst"]].append(export)
+    return dict(exports)
+
+
+def test_without_urls_it_probes_what_is_well_what_is_flaky_and_what_is_closed():
+    with start(*FAST, "--for", "1.5") as program:
+        output, errors = program.communicate(timeout=30)
+    assert (program.returncode, errors) == (0, PROGRESS)
+    exports = exports_by_url(output)
+    flaky = exports.pop(next(url for url in exports if url.endswith("/flaky")))
+    well, closed = exports.values()
+    assert min(len(well), len(flaky), len(closed)) > 1
+    for earlier, later in pairwise(well):
+        assert later.metrics["total"] >= earlier.metrics["total"]
+    last = well[-1].metrics
+    assert last["total"] == last["success"] == last["latency"].count > 2
+    assert last["resp-code"] == Map("code", {"200": last["total"]})
+    assert last["timeouts"] == 0
+    assert set(flaky[-1].metrics["resp-code"].values) <= {"200", "503"}
+    last = closed[-1].metrics
+    assert last["total"] > 2
+    assert (last["success"], last["resp-code"]) == (0, Map("code", {}))
+    assert isinstance(last["latency"], Distribution)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/hangs":
+            self.server.released.wait()
+        self.send_error(404) if self.path == "/missing" else self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.released = threading.Event()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_with_urls_it_probes_those(server):
+    urls = [f"{server}/a?b=c,d e", f"{server}/missing", f"{server}/hangs"]
+    with start(*FAST, "--for", "2", *urls) as program:
+        output, errors = program.communicate(timeout=30)
+    assert (program.returncode, errors) == (0, PROGRESS)
+    exports = exports_by_url(output)
+    assert list(exports) == urls
+    well, missing, hangs = (exports[url][-1].metrics for url in urls)
+    assert well["success"] == well["total"] == well["resp-code"].values["204"] > 2
+    assert missing["success"] == 0
+    assert missing["resp-code"] == Map("code", {"404": missing["total"]})
+    assert hangs["timeouts"] == hangs["total"] > 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_with_a_last_export(signum):
+    with start("--interval", "0.1", "--export-interval", "2") as program:
+        first = [program.stdout.readline() for _ in range(3)]
+        program.send_signal(signum)
+        rest, errors = program.communicate(timeout=30)
+    assert program.returncode == 0
+    assert errors.count("\n") == 1
+    before, after = exports_by_url("".join(first)), exports_by_url(rest)
+    assert before.keys() == after.keys()
+    # There was no tick since: it is the last pass that these lines come from.
+    assert [len(exports) for exports in after.values()] == [1, 1, 1]
+
+
+def test_it_ends_quietly_when_nobody_reads_its_output_any_more():
+    with start(*FAST) as program:
+        program.stdout.readline()
+        program.stdout.close()
+        assert program.wait(timeout=30) == 1
+        assert program.stderr.read() == PROGRESS
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["example.com"], "argument URL: 'example.com' is not an http:// or https:// URL"),
+        (["ftp://x/"], "argument URL: 'ftp://x/' is not an http:// or https:// URL"),
+        (["http://"], "argument URL: 'http://' is not an http:// or https:// URL"),
+        (["http://x:port/"], "argument URL: 'http://x:port/' is not a URL: Invalid port"),
+        (["--interval", "0"], "argument --interval: '0' is not finite and above 0"),
+        (["--timeout", "-1"], "argument --timeout: '-1' is not finite and above 0"),
+        (["--export-interval", "nan"], "argument --export-interval: 'nan' is not finite"),
+        (["--for", "ever"], "argument --for: 'ever' is not a number of seconds"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_bad_arguments_end_it_with_one_line_and_status_2(args, message):
+    with start(*args) as program:
+        output, errors = program.communicate(timeout=30)
+    assert (program.returncode, output) == (2, "")
+    assert errors.startswith(f"probe_http.py: {message}")
+    assert errors.count("\n") == 1
+
+
+def test_help_tells_what_it_does_and_each_option():
+    with start("--help") as program:
+        output, _ = program.communicate(timeout=30)
+    assert program.returncode == 0
+    for option in (
+        "URL",
+        "--interval",
+        "--timeout",
+        "--export-interval",
+        "--for",
+        "Ctrl-C",
+    ):
+        assert option in output

@@ -1,0 +1,59 @@
+"""Hypothesis strategies: any valid value, and texts that are hard to write in a line."""
+
+from __future__ import annotations
+
+import sys
+
+from hypothesis import strategies as st
+
+from trio_statskeeper import Distribution, Gauge, Map
+
+LARGEST = sys.float_info.max
+LARGEST_WHOLE = int(LARGEST)
+
+# What separates, quotes or escapes in a line, what can't be printed, and what reorders it.
+_SPECIAL = (
+    " \\\"',:;=|@+-.019aefxuU\t\n\r\0\x7f\x85\xa0"
+    "\u200f\u202e\u2028\ufeff\ud83d\ude00\U0010ffff"
+)
+_LOOK_LIKE_ESCAPES = [r"\x20", r"\\x2c", r"\u2028", r"\ud83d", r"\U0001f600", '" a="']
+
+characters = st.characters() | st.sampled_from(_SPECIAL)
+texts = st.text(characters, max_size=20) | st.lists(
+    characters | st.sampled_from(_LOOK_LIKE_ESCAPES), max_size=5
+).map("".join)
+
+counts = st.integers(0, LARGEST_WHOLE) | st.floats(0, LARGEST)
+finite = st.integers(-LARGEST_WHOLE, LARGEST_WHOLE) | st.floats(-LARGEST, LARGEST)
+gauges = st.builds(Gauge, finite | st.floats(allow_nan=False))
+maps = st.builds(Map, texts, st.dictionaries(texts, counts, max_size=5))
+bounds = st.lists(st.floats(-LARGEST, LARGEST), min_size=1, max_size=8, unique=True).map(
+    sorted
+)
+
+
+@st.composite
+def distributions(draw, bounds=bounds):
+    drawn = draw(bounds)
+    buckets = len(drawn) + 1
+    whole = st.integers(0, 2**64)
+    return Distribution(
+        drawn, draw(st.lists(whole, min_size=buckets, max_size=buckets)), draw(finite)
+    )
+
+
+def values(texts=texts):
+    """Return a strategy of everything that a metric can be."""
+    return counts | texts | gauges | maps | distributions()
+
+
+@st.composite
+def damaged(draw, originals):
+    """Return a strategy of texts that differ in one or a few places from `originals`."""
+    text = draw(originals)
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(start + 10, len(text))))
+        inserted = draw(st.text(characters, max_size=3) | st.just(text[start:end] * 2))
+        text = text[:start] + inserted + text[end:]
+    return text

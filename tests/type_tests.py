@@ -1,0 +1,103 @@
+"""What type checkers make of the public API; they read it, nothing runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import assert_type
+
+import attrs
+import trio
+
+import trio_statskeeper as ts
+
+
+@attrs.frozen
+class Frozen:
+    """A result whose target can't be set, which is as good."""
+
+    target: str
+
+    def metrics(self) -> dict[str, ts.Value]:
+        return {"total": 1, "ok": True, "ratio": 0.5, "version": "v1"}
+
+
+class Mutable:
+    def __init__(self) -> None:
+        self.target = "a"
+
+    def metrics(self) -> Mapping[str, int]:
+        return {"total": 1}
+
+
+class NoTarget:
+    def metrics(self) -> Mapping[str, ts.Value]:
+        return {}
+
+
+results: list[ts.ProbeResult] = [Frozen("a"), Mutable()]
+no_result: ts.ProbeResult = NoTarget()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+values: list[ts.Value] = [1, 1.5, True, "text", ts.Gauge(1), ts.Map("code", {"200": 1})]
+no_value: ts.Value = [1]  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+assert_type(ts.Gauge(1).value, int | float)
+assert_type(ts.Map("code", {"200": 1}).values, Mapping[str, int | float])
+distribution = ts.Distribution.of([1, 2.5], bounds=(1, 2))
+assert_type(distribution, ts.Distribution)
+assert_type(ts.Distribution([1, 2], [0, 1, 0], 1.5), ts.Distribution)
+assert_type(distribution.bounds, tuple[float, ...])
+assert_type(distribution.bucket_counts, tuple[int, ...])
+assert_type(distribution.sum, float)
+assert_type(distribution.count, int)
+assert_type(ts.exponential_bounds(2, 0.001, 10), tuple[float, ...])
+assert_type(ts.parse_value("1"), ts.Value)
+
+event_metrics = ts.EventMetrics(1, 0, {"dst": "a"}, {"total": 1})
+assert_type(event_metrics.labels, Mapping[str, str])
+assert_type(event_metrics.metrics, Mapping[str, ts.Value])
+assert_type(ts.EventMetrics.parse("1 labels=", latency_unit=0.001), ts.EventMetrics)
+event_metrics.timestamp = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+endpoint = ts.Endpoint("a", port=80, labels=MappingProxyType({"zone": "z"}))
+assert_type(endpoint.key, str)
+assert_type(endpoint.port, int | None)
+ts.Endpoint("a", "80")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def rack_of(endpoint: ts.Endpoint) -> str:
+    return endpoint.name
+
+
+keeper = ts.StatsKeeper(
+    ptype="http",
+    name="homepage",
+    targets=lambda: [endpoint],
+    export_interval=10,
+    latency_unit=1,
+    distributions={"latency": (1, 2), "size": [10.0, 20]},
+    additional_labels={"env": "prod", "zone": "@target.label.zone@", "rack": rack_of},
+    expire_after=None,
+    max_unlisted=10_000,
+    max_map_keys=1_000,
+    flush_timeout=0,
+)
+ts.StatsKeeper("http", "homepage", lambda: {"a"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(keeper.statistics(), ts.KeeperStatistics)
+assert_type(keeper.statistics().rejected, Mapping[str, int])
+assert_type(keeper.snapshot(), tuple[ts.EventMetrics, ...])
+assert_type(keeper.snapshot(["a"]), tuple[ts.EventMetrics, ...])
+
+
+async def run(nursery: trio.Nursery) -> None:
+    results_send, results_receive = trio.open_memory_channel[ts.ProbeResult](10)
+    exports_send, exports_receive = trio.open_memory_channel[ts.EventMetrics](10)
+    nursery.start_soon(keeper.run, results_receive, exports_send)
+    nursery.start_soon(keeper.run, exports_receive, exports_send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await nursery.start(keeper.run, results_receive, exports_send)
+    nursery.start_soon(partial(keeper.run, results_receive, exports_send))
+    await results_send.send(Frozen("a"))
+    # A channel of the user's own results can be read from as it is.
+    _, frozen_receive = trio.open_memory_channel[Frozen](10)
+    assert_type(await keeper.run(frozen_receive, exports_send), None)

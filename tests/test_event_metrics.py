@@ -372,3 +372,8 @@ def test_a_megabyte_of_anything_is_read_or_refused_and_hangs_nothing(begin, repe
     line = begin + repeated * (1_000_000 // len(repeated)) + end
     with suppress(ValueError):
         assert EventMetrics.parse(line).timestamp == 5
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_end_of_the_line_may_come_with_it(end):
+    assert EventMetrics.parse(f"1 labels= sent=62{end}").metrics == {"sent": 62}

@@ -82,6 +82,8 @@ def test_bounds_that_are_no_numbers_are_refused():
         ("clock", 12.5, TypeError),
         ("targets", [Endpoint("a")], TypeError),
         ("ptype", None, TypeError),
+        ("distributions", None, TypeError),
+        ("additional_labels", [("env", "prod")], TypeError),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
@@ -219,6 +221,10 @@ GOOD = {
         (Result("a", {"total": 1, "new": None}), "type"),
         (Result("a", {"total": 1, "new": [1]}), "type"),
         (Result("a", {"total": 1, 5: 1}), "type"),
+        (Result("a", {"total": 1, "new": [10**5000]}), "type"),
+        (Result("a", {"total": 1, "new": type("array", (), {})()}), "type"),
+        (Result("a", {"queue": Gauge(8), "total": 10**5000}), "not-finite"),
+        (Result("a", {"queue": Gauge(8), "total": -(10**5000)}), "negative"),
         (Result("a", {"total": "1"}), "kind"),
         (Result("a", {"total": Gauge(1)}), "kind"),
         (Result("a", {"total": 1, "latency": "fast"}), "kind"),

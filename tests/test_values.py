@@ -382,6 +382,12 @@ def test_samples_need_valid_bounds(bounds):
         Distribution.of([1], bounds)
 
 
+@pytest.mark.parametrize("bound", NO_NUMBERS)
+def test_samples_need_bounds_that_are_numbers(bound):
+    with pytest.raises(TypeError, match="expected a number, got"):
+        Distribution.of([1], [bound])
+
+
 # All three
 
 
@@ -819,3 +825,13 @@ def test_any_text_is_either_read_or_a_value_error(text):
     with suppress(ValueError):
         value = parse_value(text)
         assert parse_value(format_value(value)) == value
+
+
+def test_equal_values_hash_alike():
+    values = [Gauge(1), Map("code", {"200": 1}), Distribution((1,), (1, 0), 0.5)]
+    copies = [Gauge(1), Map("code", {"200": 1}), Distribution((1,), (1, 0), 0.5)]
+    assert list(map(hash, values)) == list(map(hash, copies))
+
+
+def test_a_map_takes_what_a_dict_takes():
+    assert Map("code", [("200", 1)]) == Map("code", {"200": 1})

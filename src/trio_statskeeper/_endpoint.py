@@ -41,7 +41,7 @@ def _port(value: int | None) -> int | None:
 
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(
-        {plain_str(name): plain_str(value) for name, value in labels.items()}
+        {plain_str(name): plain_str(value) for name, value in dict(labels).items()}
     )
 
 
@@ -79,8 +79,8 @@ class Endpoint:
     )
     """The target's identity, and the label `dst` of its exports.
 
-    It is the name, `name:port` where there is a port, and `[name]:port` where the name is
-    an IPv6 address.
+    It is the name, `name:port` where there is a port, and `[name]:port` where there is a
+    port and the name has colons, as an IPv6 address has.
     """
 
 
@@ -94,6 +94,8 @@ def checked_labels(
       ValueError: if a name is invalid, reserved or given twice, or a template unknown.
     """
     checked: dict[str, Label] = {}
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"additional_labels must be a mapping, got {quote(labels)}")
     for name, value in labels.items():
         if not isinstance(name, str):
             raise TypeError(f"a label's name must be a string, got {quote(name)}")

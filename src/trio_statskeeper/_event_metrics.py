@@ -83,7 +83,7 @@ class EventMetrics:
         Raises:
           ValueError: if `line` is not such a line; the message quotes what is wrong.
         """
-        line = line.removesuffix("\n")
+        line = line.removesuffix("\r\n").removesuffix("\n")
         head = _HEAD.match(line)
         if head is None:
             raise ValueError(f"not 'SECONDS labels=…': {quote(line)}")

@@ -144,6 +144,8 @@ def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None
 def _distributions(
     distributions: Mapping[str, Iterable[float]],
 ) -> Mapping[str, tuple[float, ...]]:
+    if not isinstance(distributions, Mapping):
+        raise TypeError(f"distributions must be a mapping, got {quote(distributions)}")
     checked: dict[str, tuple[float, ...]] = {}
     for name, bounds in distributions.items():
         try:

@@ -107,7 +107,7 @@ class Gauge:
 
 def _map_values(values: Mapping[str, int | float]) -> Mapping[str, int | float]:
     return MappingProxyType(
-        {plain_str(key): _count(number) for key, number in values.items()}
+        {plain_str(key): _count(number) for key, number in dict(values).items()}
     )
 
 
@@ -126,7 +126,7 @@ class Map:
     name: str = attrs.field(converter=plain_str)
     """What the keys are: the label that tells them apart in a monitoring system."""
 
-    values: Mapping[str, int | float] = attrs.field(converter=_map_values)
+    values: Mapping[str, int | float] = attrs.field(converter=_map_values, hash=False)
     """The count of each key; a read-only copy."""
 
     def __str__(self) -> str:
@@ -188,14 +188,16 @@ class Distribution:
 
         Raises:
           TypeError: if a sample or bound is no number.
-          ValueError: if a sample is NaN or infinite, or the bounds are not as required.
+          ValueError: if a sample or their sum is not finite, or the bounds are not as
+            required.
         """
         bounds = checked_bounds(bounds)
         counts = [0] * (len(bounds) + 1)
         total = 0.0
         for sample in samples:
-            total += _finite(sample)
-            counts[bisect_left(bounds, sample)] += 1
+            number = _finite(sample)
+            total += number
+            counts[bisect_left(bounds, number)] += 1
         return cls(bounds, tuple(counts), total)
 
     def __str__(self) -> str:
@@ -243,7 +245,7 @@ def exponential_bounds(
 
     Raises:
       ValueError: if `base` is below 1.01, `scale_factor` not finite and above 0,
-        `num_buckets` below 1, or a bound beyond the largest float.
+        `num_buckets` below 1, or if floats can't hold the bounds or tell them apart.
     """
     if not 1.01 <= base < math.inf:
         raise ValueError(f"base must be at least 1.01 and finite, got {base!r}")

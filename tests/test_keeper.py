@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Mapping
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -23,6 +25,7 @@ from trio_statskeeper import (
     StatsKeeper,
     Value,
 )
+from trio_statskeeper.testing import receive_exports
 
 NAN = math.nan
 INF = math.inf
@@ -195,6 +198,14 @@ class RaisingMapping(Mapping[str, Value]):
         return 1
 
 
+class Unclassed:
+    """A value that can't even tell its class, as a proxy of what isn't there."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("nothing is there")
+
+
 GOOD = {
     "total": 1,
     "latency": 1.5,
@@ -215,6 +226,12 @@ GOOD = {
         (Raising("metrics"), "error"),
         (Raising("iteration"), "error"),
         (Result("a", ["total"]), "error"),
+        (Result("a", ["ok"]), "error"),
+        (Result("a", {"total": 1, "new": Mock(spec=int)}), "error"),
+        (Result("a", {"total": 1, "version": Mock(spec=str)}), "error"),
+        (Result("a", {"total": 1, "new": weakref.proxy(Gauge(1))}), "error"),
+        (Result("a", {"total": 1, "new": Unclassed()}), "error"),
+        (Result("a", {"total": 1, "queue": Mock(spec=Gauge)}), "kind"),
         (Result(["a"], {"total": 1}), "error"),
         (Result(7, {"total": 1}), "error"),
         (object(), "error"),
@@ -296,7 +313,7 @@ async def test_rejections_are_logged_once_per_export_with_their_count(
             run.send(Result("a", {"total": -1}))
         run.send(Result("a", {"total": "one"}))
         await trio.sleep(2.5)
-    ((logger, level, message),) = caplog.record_tuples
+        ((logger, level, message),) = caplog.record_tuples
     assert (logger, level) == ("trio_statskeeper", logging.WARNING)
     assert message == (
         "http/homepage: 4 results rejected since the last export (negative: 3, kind: 1); "
@@ -319,9 +336,14 @@ async def test_a_rejection_quotes_what_came_from_outside_shortened_and_in_one_li
     async with running(make_keeper()) as run:
         run.send(Result("a\n" * 10_000, {"\n" * 10_000: "x" * 10_000, "total": None}))
         await trio.sleep(1.5)
-    (record,) = caplog.records
-    assert len(record.getMessage()) < 400
-    assert "\n" not in record.getMessage()
+        run.send(Result("a", {"code": Map("c", {})}))
+        run.send(Result("a", {"code": Map("n\n" * 10_000, {})}))
+        await trio.sleep(1)
+        run.send(Result("a", {"code": Distribution(range(10_000), [0] * 10_001, 0)}))
+    assert len(caplog.records) == 3
+    for record in caplog.records:
+        assert len(record.getMessage()) < 400
+        assert "\n" not in record.getMessage()
 
 
 class Number(int):
@@ -387,14 +409,25 @@ async def test_what_a_caller_changes_later_does_not_change_totals(autojump_clock
 async def test_a_list_of_targets_that_changes_during_a_pass_does_not_disturb_it(
     autojump_clock,
 ):
-    endpoints = [Endpoint("a"), Endpoint("b"), Endpoint("c")]
-    keeper = make_keeper(targets=lambda: endpoints)
-    async with running(keeper, exports_buffer=0) as run:
-        run.send(one("a"), one("b"), one("c"))
-        first = await run.exports.receive()
-        endpoints.clear()
-        rest = [await run.exports.receive(), await run.exports.receive()]
-    assert list(totals([first, *rest])) == ["a", "b", "c"]
+    endpoints = [Endpoint(f"target {i}") for i in range(2_000)]
+
+    class Emptying(Result):
+        """A result that is folded in while the list is being gone through."""
+
+        def metrics(self):
+            endpoints.clear()
+            return self.values
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            run.send(Emptying("target 1", {"total": 1}))
+        return endpoints
+
+    async with running(make_keeper(targets)) as run:
+        run.send(one("target 0"), one("target 1999"))
+        await trio.sleep(1.5)
+        assert endpoints == []
+        assert list(totals(run.received())) == ["target 0", "target 1999"]
 
 
 async def test_what_was_exported_does_not_change_as_the_keeper_works_on(autojump_clock):
@@ -437,8 +470,8 @@ async def test_ticks_that_a_slow_consumer_made_the_keeper_miss_are_skipped_and_c
     async with running(keeper, exports_buffer=0) as run:
         run.send(one("a"))
         await trio.sleep(1 + 3.5)
-        timestamps = [(await run.exports.receive()).timestamp for _ in range(3)]
-    assert timestamps == [1, 5, 6]
+        exports = await receive_exports(run.exports, 3)
+    assert [export.timestamp for export in exports] == [1, 5, 6]
     assert keeper.statistics().ticks_missed == 3
 
 
@@ -726,17 +759,79 @@ async def test_a_place_among_the_never_listed_is_free_again_once_one_is_listed(
     assert keeper.statistics().rejected == {}
 
 
+async def test_a_target_whose_first_result_comes_as_it_leaves_the_list_expires_once(
+    autojump_clock,
+):
+    lists = iter([[Endpoint(f"target {i}") for i in range(2_000)]])
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() == 1:
+            run.send(one("target 0"))  # is folded in while the old list is gone through
+        return next(lists, [])
+
+    keeper = make_keeper(targets, expire_after=2.5)
+    async with running(keeper) as run:
+        await trio.sleep(2.5)
+        assert keeper.statistics().targets_held == 1
+        await trio.sleep(3)
+    statistics = keeper.statistics()
+    assert (statistics.expired, statistics.targets_held) == (1, 0)
+
+
+async def test_what_comes_after_the_tick_at_which_a_target_returns_is_not_dropped_with_it(
+    autojump_clock,
+):
+    others = [Endpoint(f"other {i}") for i in range(2_000)]
+    lists = iter([[Endpoint("a")], [Endpoint("a")], [], [], [*others, Endpoint("a")]])
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() == 4:
+            run.send(one("a"))  # is folded in while the list is gone through
+        return next(lists)
+
+    keeper = make_keeper(targets, expire_after=3)
+    async with running(keeper) as run:
+        run.send(one("a"), one("a"))
+        await trio.sleep(4.5)
+        (export,) = keeper.snapshot(["a"])
+    assert (export.metrics["total"], export.start_timestamp) == (1, 4)
+    assert keeper.statistics().expired == 1
+
+
+async def test_a_list_that_is_no_good_leaves_all_as_it_was(autojump_clock):
+    unlisted = [Endpoint(f"target {i}") for i in range(1_000)]
+    listed = []
+    keeper = make_keeper(lambda: listed, expire_after=2)
+    with pytest.RaisesGroup(TypeError):
+        async with running(keeper) as run:
+            run.send(*[one(endpoint.key) for endpoint in unlisted])
+            listed = [*unlisted, "no endpoint"]
+            await trio.sleep(1.5)
+    listed = []
+    async with running(keeper):
+        await trio.sleep(1.5)
+    assert keeper.statistics().targets_held == 0
+
+
 @pytest.mark.parametrize("listed_at_tick", [True, False])
 async def test_a_result_that_comes_while_targets_are_gone_through_waits_for_the_verdict(
     autojump_clock, listed_at_tick
 ):
+    calls = 0
+
+    class Counted(Result):
+        def metrics(self):
+            nonlocal calls
+            calls += 1
+            return self.values
+
     others = [Endpoint(f"other {i}") for i in range(5_000)]
     lists = iter([[], [*others, *([Endpoint("late")] if listed_at_tick else [])]])
 
     def targets() -> list[Endpoint]:
         listed = next(lists)
         if listed:
-            run.send(one("late"))  # the list is gone through in steps from now on
+            run.send(Counted("late", {"total": 1}))  # the list is now gone through in steps
         return listed
 
     keeper = make_keeper(targets=targets, max_unlisted=0)
@@ -745,6 +840,7 @@ async def test_a_result_that_comes_while_targets_are_gone_through_waits_for_the_
     statistics = keeper.statistics()
     assert statistics.folded == listed_at_tick
     assert statistics.rejected == ({} if listed_at_tick else {"unlisted": 1})
+    assert calls == 1
 
 
 async def test_a_map_has_no_more_keys_than_allowed(autojump_clock):
@@ -783,10 +879,15 @@ async def test_a_gauge_or_string_that_is_not_renewed_is_left_out(autojump_clock)
 
 
 async def test_a_target_all_of_whose_gauges_are_left_out_is_not_exported(autojump_clock):
-    async with running(make_keeper(expire_after=2)) as run:
+    labelled = []
+    keeper = make_keeper(
+        expire_after=2, additional_labels={"name": lambda e: labelled.append(e) or e.name}
+    )
+    async with running(keeper) as run:
         run.send(Result("a", {"queue": Gauge(5)}))
         await trio.sleep(3.5)
         assert [export.timestamp for export in run.received()] == [1]
+    assert len(labelled) == 1
 
 
 # Rule 13: the object outlives a run
@@ -821,6 +922,19 @@ async def test_the_time_between_runs_does_not_count_for_expiry(autojump_clock):
         assert totals(keeper.snapshot(), "queue") == {"a": Gauge(1)}
         await trio.sleep(1.5)
     assert keeper.statistics().expired == 0
+
+
+async def test_the_time_of_earlier_runs_counts_for_expiry(autojump_clock):
+    keeper = make_keeper(list, expire_after=3)
+    async with running(keeper) as run:
+        await trio.sleep(100)
+        run.send(one("a"))
+        await trio.sleep(1.75)
+    async with running(keeper):
+        await trio.sleep(1.1)
+        assert keeper.statistics().targets_held == 1
+        await trio.sleep(1)
+        assert keeper.statistics().targets_held == 0
 
 
 def test_a_keeper_counts_on_in_another_trio_run(autojump_clock):
@@ -863,14 +977,45 @@ async def test_started_is_called_when_the_start_of_the_grid_is_fixed(autojump_cl
         assert [export.timestamp for export in run.received()] == [6]
 
 
+async def test_if_targets_raise_before_the_start_started_is_not_called(autojump_clock):
+    def targets() -> list[Endpoint]:
+        raise OSError("no targets")
+
+    with pytest.RaisesGroup(OSError):
+        async with running(make_keeper(targets)):
+            pytest.fail("started")
+
+
+async def test_a_log_that_fails_does_not_keep_a_supervisor_from_another_run(
+    autojump_clock, monkeypatch
+):
+    def fail(record: logging.LogRecord) -> bool:
+        raise OSError("disk full")
+
+    logger = logging.getLogger("trio_statskeeper")
+    logger.addFilter(fail)
+    keeper = make_keeper()
+    try:
+        with pytest.RaisesGroup(OSError):
+            async with running(keeper) as run:
+                run.send(Result("a", None))
+                await trio.sleep(0.5)
+    finally:
+        logger.removeFilter(fail)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        assert totals(run.received()) == {"a": 1}
+
+
 # Rule 14: two clocks
 
 
 async def test_timestamps_never_go_back_nor_below_the_start(autojump_clock):
-    times = iter([100, 50, 200, 150, 40])
+    times = iter([90, 100, 50, 200, 150, 40])
     keeper = make_keeper(clock=lambda: next(times))
     async with running(keeper) as run:
-        run.send(one("a"))  # at 100
+        run.send(one("a"))  # at 100, after the start at 90
         await trio.sleep(4.5)  # ticks at 50, 200, 150, 40
         exports = run.received()
     assert [export.timestamp for export in exports] == [100, 200, 200, 200]

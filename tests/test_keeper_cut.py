@@ -23,6 +23,7 @@ from trio_statskeeper import (
     StatsKeeper,
     _keeper,
 )
+from trio_statskeeper.testing import receive_exports
 
 # Rules 3 and 4: a pass is a consistent cut, and without a pause
 
@@ -61,7 +62,7 @@ async def test_a_target_that_first_reports_after_the_tick_waits_for_the_next_pas
         run.send(one("a"))
         await trio.sleep(1.5)
         run.send(one("b"))
-        exports = [await run.exports.receive() for _ in range(3)]
+        exports = await receive_exports(run.exports, 3)
     assert [(export.timestamp, *totals([export])) for export in exports] == [
         (1, "a"),
         (2, "a"),
@@ -88,15 +89,35 @@ async def test_a_target_that_expires_during_a_pass_and_returns_is_not_in_it(auto
     keeper = make_keeper(targets=lambda: listed, expire_after=1)
     async with running(keeper, exports_buffer=0) as run:
         run.send(one("a"), one("b"))
-        assert totals([await run.exports.receive() for _ in range(2)]) == {"a": 1, "b": 1}
+        assert totals(await receive_exports(run.exports, 2)) == {"a": 1, "b": 1}
         listed.reverse()
         b = listed.pop(0)
         await trio.sleep(1)  # at 2, b is gone: its time is up at once
-        assert totals([await run.exports.receive()]) == {"a": 1}
+        assert totals(await receive_exports(run.exports, 1)) == {"a": 1}
         listed.append(b)
         run.send(one("b"))
         await trio.sleep(0.25)
-        assert totals([await run.exports.receive() for _ in range(2)]) == {"a": 1, "b": 1}
+        assert totals(await receive_exports(run.exports, 2)) == {"a": 1, "b": 1}
+
+
+async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(autojump_clock):
+    others = [Endpoint(f"other {i}") for i in range(2_000)]
+    readings = itertools.count()
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() == 1:
+            run.send(one("a"), one("b"))  # are folded in while the list is gone through
+        return [*others, Endpoint("a"), Endpoint("b")]
+
+    keeper = make_keeper(targets, clock=lambda: next(readings))
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+        _, b = keeper.snapshot(["a", "b"])
+        assert totals(keeper.snapshot(["a", "b"])) == {"a": 2, "b": 1}
+    assert totals([export]) == {"a": 1}
+    assert export.timestamp < b.start_timestamp
 
 
 # Any interleaving: a plain model, stepped together with the keeper
@@ -221,7 +242,7 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
     ticking = itertools.count(step=_keeper._FOLDING_STEP / 10)
     monkeypatch.setattr(_keeper, "perf_counter", lambda: next(ticking))
     keeper = make_keeper()
-    seen: list[int] = []
+    seen = [0]
     async with running(keeper) as run:
         run.send(*map(one, "a" * 1_000))
         run.nursery.start_soon(spectate, keeper, seen)

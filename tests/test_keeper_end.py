@@ -191,6 +191,26 @@ async def test_targets_that_were_being_gone_through_are_known_after_cancellation
     assert totals([exports.receive_nowait()]) == {"a": 1}
 
 
+async def test_a_result_that_waits_for_the_list_is_not_lost_by_cancellation(autojump_clock):
+    listed = []
+    keeper = make_keeper(lambda: listed, max_unlisted=0)
+    outcome, results, exports = outcome_of(keeper)
+    with exports, trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+            await trio.sleep(0.5)
+            listed = [Endpoint(f"other {i}") for i in range(5_000)] + [Endpoint("a")]
+            autojump_clock.jump(0.5)
+            while not keeper._totals._relisting:  # noqa: ASYNC110  # there is no event
+                await trio.lowlevel.checkpoint()
+            results.send_nowait(one("a"))
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            assert keeper._progress.in_hand
+            scope.cancel()
+    assert keeper.statistics().folded == 1
+
+
 async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
     keeper = make_keeper()
     for run in (1, 2, 3):
@@ -203,10 +223,6 @@ async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
 
 
 # Rule 12: on every way out both channels are closed and the exception is bare
-
-
-def raise_error(*_: object) -> float:
-    raise OSError("no luck")
 
 
 async def leave_by_end_of_input(outcome, results, exports) -> None:
@@ -299,8 +315,9 @@ class Raising:
     [
         ("targets", [Endpoint("a")], 1, 0),
         ("targets", [Endpoint("a")], 2, 1),
-        ("clock", 5, 1, 0),  # for the start of the target's totals
-        ("clock", 5, 2, 1),
+        ("clock", 5, 1, 0),
+        ("clock", 5, 2, 0),  # for the start of the target's totals
+        ("clock", 5, 3, 1),
         ("label", "x", 1, 1),
         ("label", "x", 2, 2),
     ],
@@ -335,23 +352,43 @@ async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_cloc
     assert keeper.statistics().folded == 4
 
 
-async def test_if_both_tasks_fail_at_once_the_first_names_the_other_as_its_cause(
-    autojump_clock,
+async def test_a_clock_that_raises_loses_no_result(autojump_clock):
+    keeper = make_keeper(clock=Raising(2, 0.0))
+    outcome, results, exports = outcome_of(keeper)
+    for _ in range(3):
+        results.send_nowait(one("a"))
+    with exports, pytest.raises(OSError, match="no luck"):
+        await outcome.run()
+    assert keeper.statistics().folded == 3
+
+
+async def test_a_bad_list_of_targets_loses_no_result(autojump_clock):
+    endpoints = [Endpoint(f"target {i}") for i in range(2_000)]
+    outcome, results, exports = outcome_of(make_keeper(lambda: [*endpoints, "a"]))
+    results.send_nowait(one("a"))
+    with trio.CancelScope() as scope, exports, pytest.raises(TypeError):
+        scope.cancel()  # so that the bad one is found after the end has begun
+        await outcome.run()
+    assert outcome.keeper.statistics().folded == 1
+
+
+async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
+    autojump_clock, caplog
 ):
+    clock = Raising(2, 0.0)
+
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
             results.send_nowait(one("a"))  # upon which the clock raises in the other task
             raise LookupError("no targets")
         return []
 
-    outcome, results, exports = outcome_of(make_keeper(targets, clock=raise_error))
+    outcome, results, exports = outcome_of(make_keeper(targets, clock=clock))
     with exports, pytest.raises((LookupError, OSError)) as caught:
         await outcome.run()
-    assert isinstance(caught.value.__cause__, BaseExceptionGroup)
-    assert {type(error) for error in caught.value.__cause__.exceptions} == {
-        LookupError,
-        OSError,
-    }
+    (record,) = caplog.records
+    assert {type(caught.value), type(record.exc_info[1])} == {LookupError, OSError}
+    assert caught.value.__cause__ is None
 
 
 async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_clock):
@@ -427,6 +464,22 @@ def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
         assert type(outcome.raised) is trio.Cancelled
     assert keeper.statistics().folded == 3
     assert outcome.both_channels_are_closed()
+
+
+def test_keyboard_interrupt_does_not_strike_where_the_last_results_are_folded_in():
+    keeper = make_keeper()
+
+    async def main() -> None:
+        outcome, results, _ = outcome_of(keeper)
+        for result in (one("a"), Interrupting("a", {"total": 1}), one("a")):
+            results.send_nowait(result)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await outcome.run()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert keeper.statistics().folded == 3
 
 
 async def test_a_keyboard_interrupt_that_targets_raises_leaves_run_bare(autojump_clock):

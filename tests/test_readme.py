@@ -1,4 +1,4 @@
-"""The README's programs run as they stand, and its commands are those that CI runs."""
+"""The programs of README and docs run as they stand; CI runs the README's commands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import trio.testing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TESTING = (ROOT / "docs/testing.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
 def test_every_code_block_is_of_a_language_that_is_tested():
@@ -31,6 +32,12 @@ def test_the_programs_run(block, monkeypatch, capsys):
     # What the README says that it prints follows the program.
     shown = README.split(block)[1].split("```text\n")[1].split("```")[0]
     assert without_times(printed) == without_times(shown)
+
+
+def test_the_program_and_its_test_in_the_page_on_testing_run_together():
+    program = "".join(blocks("python", TESTING))
+    assert "assert " in program
+    exec(compile(program, "docs/testing.md", "exec"), {"__name__": "__main__"})
 
 
 def without_times(text: str) -> str:

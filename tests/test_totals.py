@@ -9,7 +9,7 @@ from helpers import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_statskeeper import Endpoint, Map
+from trio_statskeeper import Endpoint, Map, _totals
 from trio_statskeeper._totals import Totals, metrics
 
 
@@ -20,7 +20,6 @@ def make_totals(*listed: str) -> Totals:
         expire_after=10.0,
         max_unlisted=100,
         max_map_keys=100,
-        timestamp=lambda: 0.0,
     )
     made.relist([Endpoint(name) for name in listed], now=0.0)
     while made.relist_step():
@@ -28,10 +27,14 @@ def make_totals(*listed: str) -> Totals:
     return made
 
 
+def fold(totals: Totals, result: Result) -> None:
+    assert totals.fold(result, now=0.0, timestamp=lambda: 0.0) is None
+
+
 def test_targets_with_the_same_metrics_share_a_schema():
     totals = make_totals("a", "b")
     for name in "ab":
-        totals.fold(Result(name, {"total": 1, "latency": 1.5}), now=0.0)
+        fold(totals, Result(name, {"total": 1, "latency": 1.5}))
     assert totals.row("a")[0] is totals.row("b")[0]
 
 
@@ -39,39 +42,55 @@ def test_maps_with_the_same_keys_share_a_schema_in_whatever_order_the_keys_came(
     totals = make_totals("a", "b")
     for name, codes in (("a", ["200", "404", "100"]), ("b", ["404", "100", "200"])):
         for code in codes:
-            totals.fold(Result(name, {"code": Map("code", {code: 1})}), now=0.0)
+            fold(totals, Result(name, {"code": Map("code", {code: 1})}))
     assert totals.row("a") == totals.row("b")
 
 
 def test_a_schema_that_no_row_uses_any_more_is_not_kept():
     totals = make_totals("a")
     for key in range(50):
-        totals.fold(Result("a", {"code": Map("code", {str(key): 1})}), now=0.0)
+        fold(totals, Result("a", {"code": Map("code", {str(key): 1})}))
     gc.collect()
     assert len(totals._schemas) == 1
 
 
+def test_a_result_with_many_new_metrics_needs_one_new_schema(monkeypatch):
+    built = []
+
+    def build(kinds):
+        built.append(kinds)
+        return schema(kinds)
+
+    schema = _totals._Schema
+    totals = make_totals("a", "b")
+    monkeypatch.setattr(_totals, "_Schema", build)
+    deltas = {f"metric {i}": 1 for i in range(100)}
+    fold(totals, Result("a", deltas | {"code": Map("code", {"200": 1})}))
+    fold(totals, Result("b", deltas | {"code": Map("code", {"200": 1})}))
+    assert len(built) == 1
+
+
 def test_a_row_is_not_changed_once_it_is_in_place():
     totals = make_totals("a")
-    totals.fold(Result("a", {"total": 1, "code": Map("code", {"2": 1})}), now=0.0)
+    fold(totals, Result("a", {"total": 1, "code": Map("code", {"2": 1})}))
     row = totals.row("a")
     copy = row.copy()
-    totals.fold(Result("a", {"total": 1, "code": Map("code", {"1": 1}), "x": 1}), now=0.0)
+    fold(totals, Result("a", {"total": 1, "code": Map("code", {"1": 1}), "x": 1}))
     assert row == copy
 
 
 def test_without_a_cut_the_row_before_is_not_kept():
     totals = make_totals("a")
+    fold(totals, Result("a", {"total": 1}))
     totals.begin_cut()
     totals.end_cut()
-    for _ in range(2):
-        totals.fold(Result("a", {"total": 1}), now=0.0)
+    fold(totals, Result("a", {"total": 1}))
     assert totals._targets["a"].saved is None
 
 
 def test_a_row_is_taken_once():
     totals = make_totals("a")
-    totals.fold(Result("a", {"total": 1}), now=0.0)
+    fold(totals, Result("a", {"total": 1}))
     totals.begin_cut()
     assert totals.take("a") is not None
     assert totals.take("a") is None
@@ -87,7 +106,7 @@ def test_a_map_adds_up_key_by_key_whichever_keys_come_when(deltas):
     totals = make_totals("a")
     expected: dict[str, int] = {}
     for delta in deltas:
-        totals.fold(Result("a", {"code": Map("code", delta), "total": 1}), now=0.0)
+        fold(totals, Result("a", {"code": Map("code", delta), "total": 1}))
         for key, count in delta.items():
             expected[key] = expected.get(key, 0) + count
     row = totals.row("a")

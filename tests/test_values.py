@@ -388,6 +388,148 @@ def test_samples_need_bounds_that_are_numbers(bound):
         Distribution.of([1], [bound])
 
 
+# Distribution.quantile
+
+
+@pytest.mark.parametrize(
+    ("q", "quantile"),
+    [
+        (0, 0),
+        (0.125, 1),
+        (0.25, 2),
+        (0.375, 3),
+        (0.5, 4),
+        (0.625, 5),
+        (0.75, 6),
+        (0.8125, 7),
+        (0.875, 8),
+    ],
+)
+def test_a_quantile_is_interpolated_within_its_bucket(q, quantile):
+    assert Distribution([2, 6, 8], [4, 8, 2, 2], 0).quantile(q) == quantile
+
+
+@pytest.mark.parametrize("q", [0.876, 1])
+def test_a_quantile_in_the_last_bucket_is_the_highest_bound(q):
+    assert Distribution([2, 6, 8], [4, 8, 2, 2], 0).quantile(q) == 8
+
+
+@pytest.mark.parametrize("bound", [0, -2])
+@pytest.mark.parametrize("q", [0, 0.3, 0.5])
+def test_a_quantile_in_a_first_bucket_up_to_zero_or_less_is_its_bound(q, bound):
+    assert Distribution([bound, 5], [4, 4, 0], 0).quantile(q) == bound
+
+
+def test_a_quantile_above_the_first_bucket_may_be_negative():
+    assert Distribution([-4, -2], [0, 4, 0], 0).quantile(0.25) == -3.5
+
+
+@pytest.mark.parametrize("q", [0, 0.5, 1])
+def test_a_quantile_of_no_samples_is_nan(q):
+    assert math.isnan(Distribution([1], [0, 0], 0).quantile(q))
+
+
+@pytest.mark.parametrize("q", [NAN, -0.001, 1.001, -INF, INF])
+def test_a_quantile_is_from_zero_to_one(q):
+    with pytest.raises(ValueError, match=f"from 0 to 1, got {q!r}"):
+        Distribution([1], [1, 1], 0).quantile(q)
+
+
+@pytest.mark.parametrize(
+    ("bucket_counts", "quantile"),
+    [((0, 0, 1, 1), 2), ((0, 1, 0, 1), 1), ((1, 0, 0, 1), 0), ((0, 0, 0, 1), 4)],
+)
+def test_the_least_quantile_begins_the_first_bucket_that_holds_samples(
+    bucket_counts, quantile
+):
+    assert Distribution([1, 2, 4], bucket_counts, 0).quantile(0) == quantile
+
+
+@pytest.mark.parametrize(("samples", "count"), [(7, 100), (29, 30), (57, 100)])
+def test_a_share_that_is_exactly_reached_does_not_fall_into_a_later_bucket(samples, count):
+    distribution = Distribution([1, 2, 3], [samples, 0, count - samples, 0], 0)
+    assert distribution.quantile(samples / count) == 1
+
+
+def test_quantiles_of_the_widest_buckets_and_of_the_highest_counts_do_not_overflow():
+    widest = Distribution([-LARGEST, LARGEST], [0, LARGEST_WHOLE, LARGEST_WHOLE], 0)
+    assert widest.quantile(0.25) == 0
+
+
+@pytest.mark.parametrize("upper", [0.9, math.nextafter(0.3, 1)])
+def test_rounding_takes_no_quantile_out_of_its_bucket(upper):
+    distribution = Distribution([0.3, upper], [0, 19, 0], 0)
+    quantiles = [distribution.quantile(rank / 19) for rank in range(20)]
+    assert quantiles == sorted(quantiles)
+    assert (quantiles[0], quantiles[-1]) == (0.3, upper)
+
+
+shares = st.floats(0, 1)
+
+
+@given(distributions(), shares, shares)
+def test_quantiles_do_not_fall_as_their_shares_rise(distribution, one, other):
+    lower, higher = map(distribution.quantile, sorted([one, other]))
+    assert lower <= higher or distribution.count == 0
+
+
+@given(st.lists(st.integers(-5, 5) | st.floats(-5, 5), min_size=1), bounds, st.data())
+def test_a_quantile_lies_in_the_bucket_of_the_sample_of_its_rank(samples, bounds, data):
+    rank = data.draw(st.integers(1, len(samples)))
+    share = (rank - data.draw(st.sampled_from([0, 0.25, 0.5]))) / len(samples)
+    quantile = Distribution.of(samples, bounds).quantile(share)
+    sample = sorted(samples)[rank - 1]
+    # The first bucket is taken to begin at 0, the last to be its lower bound.
+    edges = pairwise([min(0, bounds[0]), *bounds, INF])
+    lower, upper = next(edge for edge in edges if sample <= edge[1])
+    assert lower <= quantile <= min(upper, bounds[-1])
+
+
+# Distribution.subtract
+
+
+def test_what_was_observed_since_an_earlier_state_is_the_difference():
+    earlier = Distribution([1, 2], [1, 0, 2], 8)
+    now = Distribution([1, 2], [1, 3, 4], 18.5)
+    assert now.subtract(earlier) == Distribution([1, 2], [0, 3, 2], 10.5)
+
+
+def test_nothing_was_observed_since_the_same_state():
+    distribution = Distribution([1, 2], [1, 0, 2], 8)
+    assert distribution.subtract(distribution) == Distribution.of([], [1, 2])
+
+
+@pytest.mark.parametrize("bucket_counts", [(0, 5, 5), (5, 0, 5), (5, 5, 1)])
+def test_totals_that_began_anew_were_all_observed_since(bucket_counts):
+    now = Distribution([1, 2], bucket_counts, 3)
+    assert now.subtract(Distribution([1, 2], [1, 1, 2], 8)) == now
+
+
+@pytest.mark.parametrize("other", [(1, 3), (1,), (1, 2, 3)])
+def test_only_distributions_of_equal_bounds_are_subtracted(other):
+    expected = r"must be equal, got \(1\.0, 2\.0\) and \(1\.0.*\) earlier"
+    with pytest.raises(ValueError, match=expected):
+        Distribution.of([], [1, 2]).subtract(Distribution.of([], other))
+
+
+def test_sums_whose_difference_is_not_finite_are_refused():
+    with pytest.raises(ValueError, match="expected a finite number, got inf"):
+        Distribution([1], [0, 0], LARGEST).subtract(Distribution([1], [0, 0], -LARGEST))
+
+
+some_samples = st.lists(st.floats(-5, 5))
+
+
+@given(some_samples, some_samples, bounds)
+def test_what_was_observed_since_is_the_distribution_of_the_later_samples(
+    first, later, bounds
+):
+    since = Distribution.of(first + later, bounds).subtract(Distribution.of(first, bounds))
+    expected = Distribution.of(later, bounds)
+    assert since.bucket_counts == expected.bucket_counts
+    assert since.sum == pytest.approx(expected.sum, abs=1e-9)
+
+
 # All three
 
 

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 import trio_statskeeper as ts
+from trio_statskeeper import testing
 
 
 @attrs.frozen
@@ -51,6 +52,9 @@ assert_type(distribution.bounds, tuple[float, ...])
 assert_type(distribution.bucket_counts, tuple[int, ...])
 assert_type(distribution.sum, float)
 assert_type(distribution.count, int)
+assert_type(distribution.quantile(0.5), float)
+assert_type(distribution.subtract(distribution), ts.Distribution)
+distribution.subtract([])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(ts.exponential_bounds(2, 0.001, 10), tuple[float, ...])
 assert_type(ts.parse_value("1"), ts.Value)
 
@@ -101,3 +105,24 @@ async def run(nursery: trio.Nursery) -> None:
     # A channel of the user's own results can be read from as it is.
     _, frozen_receive = trio.open_memory_channel[Frozen](10)
     assert_type(await keeper.run(frozen_receive, exports_send), None)
+
+
+assert_type(testing.by_metric(keeper.snapshot()), dict[str, dict[str, list[ts.Value]]])
+testing.Succeed({"size": [1]})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+testing.Fail(OSError)
+testing.Fail("refused")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+script: list[testing.Step] = [
+    testing.Succeed({"size": 1}, after=1),
+    testing.Fail(OSError()),
+    testing.Hang(),
+]
+probe = testing.ScriptedProbe(script)
+assert_type(probe.script, tuple[testing.Step, ...])
+assert_type(probe.calls, list[tuple[float, str]])
+testing.ScriptedProbe([testing.Hang])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+async def use_helpers(exports: trio.MemoryReceiveChannel[ts.EventMetrics]) -> None:
+    received = await testing.receive_exports(exports, 2, timeout=1)
+    assert_type(received, list[ts.EventMetrics])
+    assert_type(await probe(endpoint), Mapping[str, ts.Value] | None)

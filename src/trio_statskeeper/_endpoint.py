@@ -84,6 +84,13 @@ class Endpoint:
     """
 
 
+def checked_endpoint(endpoint: Endpoint) -> Endpoint:
+    """Return `endpoint`, which `targets` of the user's own gave, if it is one."""
+    if not isinstance(endpoint, Endpoint):
+        raise TypeError(f"targets must be Endpoints, got {quote(endpoint)}")
+    return endpoint
+
+
 def checked_labels(
     labels: Mapping[str, Label], reserved: Iterable[str]
 ) -> Mapping[str, Label]:

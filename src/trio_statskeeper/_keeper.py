@@ -24,7 +24,7 @@ The end comes in one of three ways:
 - A task raises, for instance because nobody listens to the exports any more: the other
   task is cancelled, and the buffer folded in as above.
 
-The two tasks stand in a nursery, which wraps what they raise in a group; `_raise_bare`
+The two tasks stand in a nursery, which wraps what they raise in a group; `bare_nursery`
 takes it out again.
 
 KeyboardInterrupt can't strike where results are folded in (it waits for a checkpoint),
@@ -36,15 +36,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import attrs
 import trio
 
+from ._checks import above_zero, is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels
 from ._event_metrics import EventMetrics
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
@@ -59,8 +60,8 @@ _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
 # still probes precisely.
 _FOLDING_STEP = 0.0005
 
-# Targets without totals that a pass goes through between two checkpoints.
-_PASS_STEP = 500
+# Targets with nothing to export that a pass goes through between two checkpoints.
+_PASS_STEP = 200
 
 
 @final
@@ -104,40 +105,10 @@ class KeeperStatistics:
     """Targets of which there are totals now."""
 
 
-def _number(attribute: attrs.Attribute[float], value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{attribute.name} must be a number, got {quote(value)}")
-    return value
-
-
-def _above_zero(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 < _number(attribute, value) < math.inf:
-        raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
-
-
-def _zero_or_more(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 <= _number(attribute, value) < math.inf:
-        raise ValueError(f"{attribute.name} must be finite and 0 or more, got {value!r}")
-
-
-def _whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
-    if value < 0:
-        raise ValueError(f"{attribute.name} must be 0 or more, got {value!r}")
-
-
 def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
-    if value is not None and not _number(attribute, value) > 0:
+    if value is not None and not number(attribute, value) > 0:
         raise ValueError(
             f"{attribute.name} must be above 0 (math.inf: never) or None, got {value!r}"
-        )
-
-
-def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not callable(value):
-        raise TypeError(
-            f"{attribute.name} must be a function without arguments, got {quote(value)}"
         )
 
 
@@ -172,6 +143,8 @@ class _Progress:
     passes: int = 0
     exports_sent: int = 0
     ticks_missed: int = 0
+    in_hand: ProbeResult | None = None
+    """A result that was received, but not folded in: an exception came between."""
 
 
 @final
@@ -198,13 +171,13 @@ class StatsKeeper:
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
     """The name of the probe: the label `probe`."""
 
-    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=_callable)
+    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
     """Returns the targets to export. Called when `run` starts and at each tick."""
 
-    export_interval: float = attrs.field(default=10.0, kw_only=True, validator=_above_zero)
+    export_interval: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
     """Seconds between exports."""
 
-    latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=_above_zero)
+    latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=above_zero)
     """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
     `_latency`. The keeper hands it on to the outputs, and scales nothing itself."""
 
@@ -225,18 +198,18 @@ class StatsKeeper:
     string that is not renewed is exported. None: ten export intervals; `math.inf`: for
     ever."""
 
-    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=_whole)
+    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=whole)
     """How many targets that were never listed are kept."""
 
-    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=_whole)
+    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=whole)
     """How many keys a `Map` of a target may have."""
 
-    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=_zero_or_more)
+    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
     """Seconds that `run`, when cancelled, may spend on a last export. Whoever is to receive
     it must stand outside of the cancelled scope. 0: no such export."""
 
     clock: Callable[[], float] = attrs.field(
-        default=time.time, kw_only=True, validator=_callable
+        default=time.time, kw_only=True, validator=is_callable
     )
     """Returns the Unix time in seconds, for timestamps alone."""
 
@@ -250,7 +223,6 @@ class StatsKeeper:
             expire_after=self._expire_after,
             max_unlisted=self.max_unlisted,
             max_map_keys=self.max_map_keys,
-            timestamp=self._timestamp,
         )
         object.__setattr__(self, "_totals", totals)
 
@@ -288,6 +260,7 @@ class StatsKeeper:
                 try:
                     with results:
                         try:
+                            self._timestamp()  # for `_sweep`, which needs one
                             self._ask_for_targets()
                             task_status.started()
                             await self._keep(results, exports)
@@ -297,14 +270,14 @@ class StatsKeeper:
                     if self.flush_timeout > 0:
                         with (
                             trio.move_on_after(self.flush_timeout, shield=True),
-                            suppress(trio.BrokenResourceError),
+                            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
                         ):
                             await self._pass(exports)
                     raise
         finally:
-            self._report_rejections()
             progress.ran_before = self._now()
             progress.run_since = None
+            self._report_rejections()
 
     def statistics(self) -> KeeperStatistics:
         """Return what the keeper has done so far."""
@@ -336,7 +309,7 @@ class StatsKeeper:
             for key in (listed if keys is None else keys)
             if key in listed and (row := self._totals.row(key)) is not None
         )
-        return tuple(export for export in exports if export.metrics)
+        return tuple(export for export in exports if export)
 
     # The two tasks
 
@@ -347,35 +320,30 @@ class StatsKeeper:
     ) -> None:
         await self._relist()
         ended = trio.Event()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._fold_results, results, ended)
-                nursery.start_soon(self._export_at_ticks, exports, ended)
-        except BaseExceptionGroup as group:
-            raised = group
-        else:
-            return
-        await _raise_bare(raised)
+        async with bare_nursery() as nursery:
+            nursery.start_soon(self._fold_results, results, ended)
+            nursery.start_soon(self._export_at_ticks, exports, ended)
 
     @trio.lowlevel.enable_ki_protection
     async def _fold_results(  # noqa: ASYNC910  # the channel ends within a receive()
         self, results: trio.MemoryReceiveChannel[ProbeResult], ended: trio.Event
     ) -> None:
-        totals = self._totals
+        progress = self._progress
         with suppress(trio.EndOfChannel):
             while True:
-                result = await results.receive()
+                progress.in_hand = await results.receive()
                 now = self._now()
                 pause_at = perf_counter() + _FOLDING_STEP
                 with suppress(trio.WouldBlock):
-                    while True:
-                        while not totals.fold(result, now):
-                            totals.relist_step()
-                            # Not to be cancelled with a result in hand.
-                            await trio.lowlevel.cancel_shielded_checkpoint()
-                        if perf_counter() >= pause_at:
-                            break
-                        result = results.receive_nowait()
+                    while progress.in_hand is not None:
+                        progress.in_hand = self._totals.fold(
+                            progress.in_hand, now, self._timestamp
+                        )
+                        if progress.in_hand is not None:
+                            self._totals.relist_step()
+                            await trio.lowlevel.checkpoint()
+                        elif perf_counter() < pause_at:
+                            progress.in_hand = results.receive_nowait()
         ended.set()
 
     async def _export_at_ticks(
@@ -404,8 +372,9 @@ class StatsKeeper:
 
     def _ask_for_targets(self) -> None:
         # A copy, for the caller's list may change as we go through it.
-        self._totals.relist(tuple(self.targets()), self._now())
+        self._totals.relist(list(self.targets()), self._now())
 
+    @trio.lowlevel.enable_ki_protection
     async def _relist(self) -> None:
         while True:
             more = self._totals.relist_step()
@@ -428,7 +397,7 @@ class StatsKeeper:
                 row = totals.take(endpoint.key)
                 if row is not None:
                     export = self._event_metrics(endpoint, row, timestamp, stale)
-                    if export.metrics:
+                    if export is not None:
                         await exports.send(export)
                         self._progress.exports_sent += 1
                         continue
@@ -444,6 +413,7 @@ class StatsKeeper:
 
     def _sweep(self, results: trio.MemoryReceiveChannel[ProbeResult]) -> None:
         """Fold in what senders have left, with no checkpoint for others to come between."""
+        progress = self._progress
         try:
             while self._totals.relist_step():
                 pass
@@ -451,13 +421,20 @@ class StatsKeeper:
             now = self._now()
             with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                 while True:
-                    self._totals.fold(results.receive_nowait(), now)
+                    result, progress.in_hand = progress.in_hand, None
+                    if result is None:
+                        result = results.receive_nowait()
+                    # No call of `clock`, for that may raise.
+                    self._totals.fold(result, now, lambda: progress.timestamp)
 
     # What is exported
 
     def _event_metrics(
         self, endpoint: Endpoint, row: Row, timestamp: float, stale: float
-    ) -> EventMetrics:
+    ) -> EventMetrics | None:
+        totals = metrics(row, stale)
+        if not totals:
+            return None
         labels = {"ptype": self.ptype, "probe": self.name, "dst": endpoint.key}
         for name, label in self.additional_labels.items():
             value = label if isinstance(label, str) else label(endpoint)
@@ -471,7 +448,7 @@ class StatsKeeper:
             timestamp=timestamp,
             start_timestamp=start_timestamp(row),
             labels=labels,
-            metrics=metrics(row, stale),
+            metrics=totals,
             latency_unit=self.latency_unit,
             export_interval=self.export_interval,
         )
@@ -510,12 +487,23 @@ class StatsKeeper:
         return self._progress.timestamp
 
 
-async def _raise_bare(group: BaseExceptionGroup[BaseException]) -> None:
-    """Raise what a nursery's group holds; the first, caused by the group, if many."""
-    errors = [e for e in group.exceptions if not isinstance(e, trio.Cancelled)]
-    if len(errors) > 1:
-        raise errors[0] from group
-    if errors:
-        raise errors[0]
-    # There are only the tasks' `Cancelled`: this raises one that has no group around it.
-    await trio.lowlevel.checkpoint_if_cancelled()
+@asynccontextmanager
+async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Open a nursery that wraps nothing in a group.
+
+    If tasks raise several exceptions, the first is raised and the others are logged.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        raised = group.exceptions
+    else:
+        return
+    errors = [e for e in raised if not isinstance(e, trio.Cancelled)]
+    for error in errors[1:]:
+        _logger.error("another exception in the same nursery", exc_info=error)
+    try:
+        raise (errors or raised)[0]
+    finally:
+        del raised, errors  # else they'd refer to themselves, by their tracebacks

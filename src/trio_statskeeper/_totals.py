@@ -23,14 +23,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from operator import add
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 import attrs
 
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, checked_endpoint
 from ._values import (
     MAX_NUMBER,
     Distribution,
@@ -47,8 +47,10 @@ from ._values import (
 # [schema, start timestamp, number, number, ...]
 Row: TypeAlias = list[Any]
 
-# Endpoints that a step of `relist` goes through: some tenths of a millisecond.
+# Steps of `relist`, each some tenths of a millisecond: endpoints that are gone through,
+# targets whose rows are dropped.
 _STEP = 500
+_EXPIRY_STEP = 100
 
 
 class ProbeResult(Protocol):
@@ -62,6 +64,27 @@ class ProbeResult(Protocol):
     def metrics(self) -> Mapping[str, Value]:
         """Return what this run adds, by metric name: a delta, no total."""
         ...
+
+
+@attrs.frozen
+class _Evaluated:
+    """A result whose `metrics()` was called, which is done only once."""
+
+    target: str
+    deltas: Mapping[str, Value]
+
+    def metrics(self) -> Mapping[str, Value]:
+        return self.deltas
+
+
+def _evaluated(result: ProbeResult) -> tuple[str, Mapping[str, Value]]:
+    deltas: Mapping[str, Value] = result.metrics()
+    if not isinstance(deltas, dict):
+        if not isinstance(deltas, Mapping):
+            raise TypeError(f"metrics() must return a mapping, got {quote(deltas)}")
+        deltas = dict[str, Value](deltas)
+    key = result.target
+    return key if type(key) is str else plain_str(key), deltas
 
 
 class _Rejected(Exception):
@@ -192,7 +215,7 @@ class _Counts:
         if value.name != self.name:
             raise _Rejected(
                 "map-name",
-                f"expected a map of {self.name!r}, got one of {value.name!r}",
+                f"expected a map of {quote(self.name)}, got one of {quote(value.name)}",
             )
         places = self.places
         if not places.keys() >= value.values.keys():
@@ -226,9 +249,12 @@ class _Newest:
     zero = (None, 0.0)
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        if not isinstance(value, self.type):
+        if type(value) is self.type:
+            row[at] = value
+        elif self.type is str and isinstance(value, str):
+            row[at] = plain_str(value)
+        else:
             raise _Rejected("kind", f"expected a {self.type.__name__}, got {quote(value)}")
-        row[at] = plain_str(value) if isinstance(value, str) else value
         row[at + 1] = now
 
     def total(self, row: Row, at: int, stale: float) -> Value | None:
@@ -286,7 +312,7 @@ class _Target:
 class Totals:
     """The totals of all targets, and which of these are listed.
 
-    Times are seconds of the keeper's running time; timestamps come from `timestamp`.
+    Times are seconds of the keeper's running time.
     """
 
     distributions: Mapping[str, tuple[float, ...]]
@@ -294,7 +320,6 @@ class Totals:
     expire_after: float
     max_unlisted: int
     max_map_keys: int
-    timestamp: Callable[[], float]
 
     folded: int = 0
     rejected: Counter[str] = attrs.field(factory=Counter[str])
@@ -315,9 +340,8 @@ class Totals:
         init=False, factory=OrderedDict[str, float]
     )
     _listed_at: float = attrs.field(init=False, default=0.0)
-    # The list that is being gone through: its steps, and what of it was seen.
+    # The steps of the list that is being gone through.
     _relisting: Iterator[None] | None = attrs.field(init=False, default=None)
-    _coming: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
 
     _epoch: int = attrs.field(init=False, default=0)
     _cutting: bool = attrs.field(init=False, default=False)
@@ -333,47 +357,49 @@ class Totals:
 
     # Folding
 
-    def fold(self, result: ProbeResult, now: float) -> bool:
-        """Fold `result` in, or reject it, and return True.
+    def fold(
+        self, result: ProbeResult, now: float, timestamp: Callable[[], float]
+    ) -> ProbeResult | None:
+        """Fold `result` in, or reject it, and return None.
 
-        Return False if neither can be done yet: only the list that is being gone through
-        will tell whether its target is listed. Take a step of that, and try again.
+        If neither can be done yet, for only the list that is being gone through will tell
+        whether its target is listed, return what is to be folded in after its next step.
+
+        Args:
+          result: what a probe run adds.
+          now: seconds of running time.
+          timestamp: returns the time at which the totals of a new target begin.
         """
         try:
-            key = result.target
-            deltas = dict(result.metrics())
-            if type(key) is not str:
-                key = plain_str(key)
+            key, deltas = _evaluated(result)
         except Exception as error:  # noqa: BLE001  # it is the user's code that ran
             self._reject("error", quote(error))
-            return True
+            return None
 
+        if key in self._delisted and now - self._delisted[key] >= self.expire_after:
+            self._expire(key, self._delisted)
         target = self._targets.get(key)
-        listed = True
-        if target is None:
-            listed = key in self.listed or key in self._coming
-            if not listed and len(self._never_listed) >= self.max_unlisted:
-                if self._relisting is not None:
-                    return False
-                self._reject(
-                    "unlisted",
-                    f"target {quote(key)}: never listed, as {self.max_unlisted} others",
-                )
-                return True
-            row: Row = [self._no_metrics, 0.0]
-        else:
-            row = target.row.copy()
+        if target is None and not self._has_room_for(key):
+            if self._relisting is not None:
+                return _Evaluated(key, deltas)
+            never_listed = f"never listed, as {self.max_unlisted} others"
+            self._reject("unlisted", f"target {quote(key)}: {never_listed}")
+            return None
 
+        row = [self._no_metrics, 0.0] if target is None else target.row.copy()
         try:
             self._add(row, deltas, now)
         except _Rejected as rejection:
             self._reject(rejection.reason, f"target {quote(key)}: {rejection}")
-            return True
+            return None
+        except Exception as error:  # noqa: BLE001  # values may be of the user's classes
+            self._reject("error", f"target {quote(key)}: {quote(error)}")
+            return None
 
         if target is None:
-            row[1] = self.timestamp()
+            row[1] = timestamp()
             self._targets[key] = _Target(row, self._epoch)
-            if not listed:
+            if key not in self.listed:
                 self._never_listed[key] = now
         else:
             if self._cutting and target.epoch != self._epoch:
@@ -381,20 +407,23 @@ class Totals:
                 target.saved = target.row
             target.row = row
         self.folded += 1
-        return True
+        return None
+
+    def _has_room_for(self, key: str) -> bool:
+        return key in self.listed or len(self._never_listed) < self.max_unlisted
 
     def _reject(self, reason: str, explanation: str) -> None:
         self.rejected[reason] += 1
         self.unreported[reason] += 1
         self.newest_rejection = explanation
 
-    def _add(self, row: Row, deltas: dict[str, Value], now: float) -> None:
+    def _add(self, row: Row, deltas: Mapping[str, Value], now: float) -> None:
         columns = row[0].columns
         for name, value in deltas.items():
             try:
                 column = columns.get(name)
                 if column is None:
-                    self._add_metric(row, name, value)
+                    self._add_metrics(row, deltas)
                     columns = row[0].columns
                     column = columns[name]
                 kind, at = column
@@ -410,12 +439,16 @@ class Totals:
                     rejection.reason, f"metric {quote(name)}: {rejection}"
                 ) from None
 
-    def _add_metric(self, row: Row, name: str, value: Value) -> None:
-        if not isinstance(name, str):
-            raise _Rejected("type", "a metric's name must be a string")
-        kind = self._kind_of(name, value)
-        row[0] = self._schema({**row[0].kinds, plain_str(name): kind})
-        row.extend(kind.zero)
+    def _add_metrics(self, row: Row, deltas: Mapping[str, Value]) -> None:
+        """Make place for all new metrics, at once: each schema takes time to build."""
+        kinds = dict(row[0].kinds)
+        for name, value in deltas.items():
+            if name not in kinds:
+                if not isinstance(name, str):
+                    raise _Rejected("type", "a metric's name must be a string")
+                kind = kinds[plain_str(name)] = self._kind_of(name, value)
+                row.extend(kind.zero)
+        row[0] = self._schema(kinds)
 
     def _kind_of(self, name: str, value: Value) -> _Kind:
         if name in self.distributions:
@@ -430,7 +463,7 @@ class Totals:
                     raise _Rejected(
                         "map-name", f"a map can't be of {value.name!r}: it is a label"
                     )
-                return _Counts(value.name)
+                return _Counts(value.name).with_keys_of(value, self.max_map_keys)
             case Gauge():
                 return _Newest(Gauge)
             case str():
@@ -445,7 +478,11 @@ class Totals:
         row[0] = self._schema({**row[0].kinds, name: wider})
 
     def _schema(self, kinds: dict[str, _Kind]) -> _Schema:
-        return self._schemas.setdefault(tuple(kinds.items()), _Schema(kinds))
+        key = tuple(kinds.items())
+        schema = self._schemas.get(key)
+        if schema is None:
+            schema = self._schemas[key] = _Schema(kinds)
+        return schema
 
     # Cutting
 
@@ -479,8 +516,9 @@ class Totals:
 
     # Listing
 
-    def relist(self, endpoints: Sequence[Endpoint], now: float) -> None:
-        """Begin to go through the new list of targets, `relist_step` by step."""
+    def relist(self, endpoints: list[Endpoint], now: float) -> None:
+        """Begin to go through the new list of targets, which is consumed, step by step."""
+        endpoints.reverse()
         self._relisting = self._relist_steps(endpoints, now)
 
     def relist_step(self) -> bool:
@@ -489,46 +527,63 @@ class Totals:
         for _ in steps or ():
             self._relisting = steps
             return True
-        self._coming = {}
         return False
 
-    def _relist_steps(self, endpoints: Sequence[Endpoint], now: float) -> Iterator[None]:
-        for count, endpoint in enumerate(endpoints, 1):
-            self._list(endpoint, now)
+    def _relist_steps(self, endpoints: list[Endpoint], now: float) -> Iterator[None]:
+        old, new = self.listed, dict[str, Endpoint]()
+        yield from self._fill(new, endpoints)
+        # Nothing was changed so far: an error leaves all as it was.
+        self.listed = new
+        yield from self._take_in(new, now)
+        yield from self._delist(old)
+        self._listed_at = now
+        yield from self._expire_due(now)
+
+    # Lists are emptied by and by, for to drop many objects at once takes long.
+
+    def _fill(self, new: dict[str, Endpoint], endpoints: list[Endpoint]) -> Iterator[None]:
+        for count in range(1, len(endpoints) + 1):
+            endpoint = checked_endpoint(endpoints.pop())
+            if endpoint.key in new:
+                self.duplicates += 1
+            else:
+                new[endpoint.key] = endpoint
             if count % _STEP == 0:
                 yield
 
-        old, self.listed = self.listed, self._coming
+    def _take_in(self, new: dict[str, Endpoint], now: float) -> Iterator[None]:
+        if not self._never_listed and not self._delisted:
+            return
+        for count, key in enumerate(new, 1):
+            self._never_listed.pop(key, None)
+            if key in self._delisted:
+                if now - self._delisted[key] >= self.expire_after:
+                    self._expire(key, self._delisted)
+                else:
+                    del self._delisted[key]
+            if count % _STEP == 0:
+                yield
+
+    def _delist(self, old: dict[str, Endpoint]) -> Iterator[None]:
         for count in range(1, len(old) + 1):
-            # Emptying the old list by and by spares the long step that dropping it takes.
             key, _ = old.popitem()
             if key not in self.listed and key in self._targets:
+                self._never_listed.pop(key, None)  # if its first result came just now
                 self._delisted[key] = self._listed_at
             if count % _STEP == 0:
                 yield
-        self._listed_at = now
 
+    def _expire_due(self, now: float) -> Iterator[None]:
         for unlisted in (self._never_listed, self._delisted):
-            count = 0
-            while unlisted and now - next(iter(unlisted.values())) >= self.expire_after:
-                self._expire(unlisted.popitem(last=False)[0])
-                count += 1
-                if count % _STEP == 0:
+            while unlisted:
+                key, since = next(iter(unlisted.items()))
+                if now - since < self.expire_after:
+                    break
+                self._expire(key, unlisted)
+                if self.expired % _EXPIRY_STEP == 0:
                     yield
 
-    def _list(self, endpoint: Endpoint, now: float) -> None:
-        if not isinstance(endpoint, Endpoint):
-            raise TypeError(f"targets must be Endpoints, got {quote(endpoint)}")
-        key = endpoint.key
-        if key in self._coming:
-            self.duplicates += 1
-            return
-        self._coming[key] = endpoint
-        self._never_listed.pop(key, None)
-        since = self._delisted.pop(key, None)
-        if since is not None and now - since >= self.expire_after:
-            self._expire(key)
-
-    def _expire(self, key: str) -> None:
+    def _expire(self, key: str, unlisted: OrderedDict[str, float]) -> None:
+        del unlisted[key]
         del self._targets[key]
         self.expired += 1

@@ -6,10 +6,11 @@ import math
 import re
 import reprlib
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from itertools import pairwise
+from fractions import Fraction
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import TypeAlias, cast, final
 
@@ -18,7 +19,16 @@ import attrs
 # Beyond the largest float a count can be neither exported nor added to a float.
 MAX_NUMBER = sys.float_info.max
 
-_shortened = reprlib.Repr()
+
+class _Shortened(reprlib.Repr):
+    def repr_instance(self, x: object, level: int) -> str:
+        # A map may have any number of keys: to write them all would take too long.
+        if isinstance(x, Map | Distribution):
+            return f"a {type(x).__name__}"
+        return super().repr_instance(x, level)
+
+
+_shortened = _Shortened()
 _shortened.maxstring = _shortened.maxother = 80
 
 
@@ -199,6 +209,72 @@ class Distribution:
             total += number
             counts[bisect_left(bounds, number)] += 1
         return cls(bounds, tuple(counts), total)
+
+    def quantile(self, q: float) -> float:
+        """Return an estimate of what the share `q` of the samples does not exceed.
+
+        It is that of Prometheus' `histogram_quantile` for classic histograms: samples are
+        taken to lie evenly within their bucket, and those of the first between 0 and its
+        bound. It returns
+
+        - NaN if there are no samples;
+        - the highest bound if the quantile falls into the last bucket, which has none;
+        - the lowest bound if it falls into the first bucket, and that bound is 0 or less.
+
+        Empty buckets hold no quantile: for a `q` of 0 it returns the lower bound of the
+        first that holds samples. (Prometheus looks into the first of all.)
+
+        Args:
+          q: from 0 to 1: 0.5 for the median.
+
+        Raises:
+          ValueError: if `q` is NaN, below 0 or above 1. (Prometheus returns NaN, -Inf and
+            +Inf.)
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile must be from 0 to 1, got {quote(q)}")
+        count = self.count
+        if count == 0:
+            return math.nan
+        # The share of the samples that lie in each bucket or below. `q` is compared with
+        # these: the rank `q * count` may be rounded up, past the end of a bucket.
+        shares = [number / count for number in accumulate(self.bucket_counts)]
+        bucket = bisect_left(shares, q) if q > 0 else bisect_right(shares, 0)
+        if bucket == len(self.bounds):
+            return self.bounds[-1]
+        upper = self.bounds[bucket]
+        if bucket == 0:
+            if upper <= 0:
+                return upper
+            lower = below = 0.0
+        else:
+            lower, below = self.bounds[bucket - 1], shares[bucket - 1]
+        within = (q - below) / (shares[bucket] - below)
+        # In floats, this could overflow, or step over the bound.
+        start = Fraction(lower)
+        return float(start + (Fraction(upper) - start) * Fraction(within))
+
+    def subtract(self, earlier: Distribution) -> Distribution:
+        """Return what was observed since `earlier`, a state of the same distribution.
+
+        If a bucket's count is lower now, the totals began anew in between, and all that
+        they hold is returned, as Prometheus' `rate` takes it.
+
+        Raises:
+          ValueError: if the bounds differ, or the sums' difference is not finite.
+        """
+        if self.bounds != earlier.bounds:
+            raise ValueError(
+                f"the bounds must be equal, got {self.bounds!r} and "
+                f"{earlier.bounds!r} earlier"
+            )
+        counts = [
+            now - before
+            for now, before in zip(self.bucket_counts, earlier.bucket_counts, strict=True)
+        ]
+        if min(counts) < 0:
+            return self
+        return Distribution(self.bounds, tuple(counts), self.sum - earlier.sum)
 
     def __str__(self) -> str:
         bounds = ",".join(_short(bound) for bound in self.bounds)

@@ -1,0 +1,40 @@
+"""Checks of what constructors are given: attrs validators, which name the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+
+from ._values import quote
+
+
+def number(attribute: attrs.Attribute[float], value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{attribute.name} must be a number, got {quote(value)}")
+    return value
+
+
+def above_zero(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < number(attribute, value) < math.inf:
+        raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
+
+
+def zero_or_more(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= number(attribute, value) < math.inf:
+        raise ValueError(f"{attribute.name} must be finite and 0 or more, got {value!r}")
+
+
+def whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
+    if value < 0:
+        raise ValueError(f"{attribute.name} must be 0 or more, got {value!r}")
+
+
+def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value):
+        raise TypeError(
+            f"{attribute.name} must be a function without arguments, got {quote(value)}"
+        )

@@ -3,6 +3,7 @@
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._keeper import KeeperStatistics, StatsKeeper
+from ._prober import Prober, ProberStatistics
 from ._totals import ProbeResult
 from ._values import (
     Distribution,
@@ -21,6 +22,8 @@ __all__ = [
     "KeeperStatistics",
     "Map",
     "ProbeResult",
+    "Prober",
+    "ProberStatistics",
     "StatsKeeper",
     "Value",
     "exponential_bounds",

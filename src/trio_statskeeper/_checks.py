@@ -33,6 +33,19 @@ def whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
         raise ValueError(f"{attribute.name} must be 0 or more, got {value!r}")
 
 
+def one_or_more_or_none(
+    _: object, attribute: attrs.Attribute[int | None], value: int | None
+) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{attribute.name} must be a whole number or None, got {quote(value)}"
+        )
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be 1 or more, or None, got {value!r}")
+
+
 def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not callable(value):
         raise TypeError(

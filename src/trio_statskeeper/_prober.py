@@ -1,0 +1,360 @@
+"""The probe loop.
+
+Theory of operation
+===================
+
+`Prober.run` goes through the targets once per interval, in the order of their places within
+it, and starts a task for each run that is due. At the beginning of each interval it asks
+for the targets: those that are new get a place, those that are gone are cancelled, the
+others are not touched.
+
+A run's task (`_run`) waits until the run may begin, has the probe measured, and sends the
+result. What it waits for, before and after, is no part of the latency. While a target has
+a run that could not begin yet, no other is started: what comes due meanwhile is counted as
+missed, so that nothing piles up.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from bisect import insort
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from hashlib import blake2b
+from inspect import iscoroutinefunction
+from operator import attrgetter
+from typing import Any, TypeAlias, cast, final
+
+import attrs
+import trio
+
+from ._checks import above_zero, is_callable, one_or_more_or_none
+from ._endpoint import Endpoint, checked_endpoint
+from ._keeper import bare_nursery
+from ._totals import ProbeResult
+from ._values import Map, Value, quote
+
+Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
+"""Probes an endpoint once: returns, perhaps further metrics, when the endpoint is well, and
+raises when it is not."""
+
+_logger = logging.getLogger("trio_statskeeper")
+
+_NO_ERROR = Map("error", {})
+
+# The metrics of every run, which a probe can't return.
+_OWN_METRICS = frozenset(("total", "success", "failure", "timeouts", "latency", "error"))
+
+# Targets that are gone through, or runs started, between two checkpoints.
+_STEP = 100
+
+
+@final
+@attrs.frozen
+class ProberStatistics:
+    """What a `Prober` has done since it was made."""
+
+    results_sent: int
+    """Runs whose result was sent."""
+
+    runs_late: int
+    """Runs that had to wait: for an earlier run of their target, or for
+    `max_concurrent`."""
+
+    runs_missed: int
+    """Runs that were left out, for the one before could not even begin."""
+
+    duplicates: int
+    """Targets with the key of an earlier one, summed over all calls of `targets`."""
+
+    targets: int
+    """Targets that are probed now."""
+
+    running: int
+    """Probes that are running now."""
+
+
+@attrs.frozen
+class _RunResult:
+    target: str
+    deltas: Mapping[str, Value]
+
+    def metrics(self) -> Mapping[str, Value]:
+        return self.deltas
+
+
+@attrs.define(eq=False)
+class _Target:
+    """A target, and its runs in progress."""
+
+    endpoint: Endpoint
+    place: float
+    """Seconds from the beginning of an interval."""
+    slots: trio.Semaphore
+    """For the runs that may overlap."""
+    interval: int = -1
+    """The number of the interval in which it was listed last."""
+    waiting: bool = False
+    """Whether a run of it has not begun yet."""
+    scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope])
+    logged: set[type[BaseException]] = attrs.field(factory=set[type[BaseException]])
+    """The classes of exceptions that were logged."""
+
+
+@attrs.define(eq=False)
+class _Progress:
+    """What changes as a prober runs."""
+
+    busy: bool = False
+    results_sent: int = 0
+    runs_late: int = 0
+    runs_missed: int = 0
+    duplicates: int = 0
+    running: int = 0
+    targets: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
+    # The same, by place.
+    order: list[_Target] = attrs.field(factory=list[_Target])
+
+
+def _async(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not iscoroutinefunction(value) and not iscoroutinefunction(
+        getattr(value, "__call__", None)  # noqa: B004  # it is the function that is wanted
+    ):
+        raise TypeError(
+            f"{attribute.name} must be an async function of an endpoint, "
+            f"got {quote(value)}; for further arguments use functools.partial, not a lambda"
+        )
+
+
+@final
+@attrs.frozen(eq=False)
+class Prober:
+    """Run a probe against targets again and again, and send what came of it.
+
+    It runs in the same nursery as the keeper, and feeds it:
+
+        prober = Prober(probe, targets, interval=5, timeout=2)
+        nursery.start_soon(keeper.run, results_receive, exports_send)
+        nursery.start_soon(prober.run, results_send)
+
+    Each result has the metrics `total`, `success`, `failure` and `timeouts`; `latency` in
+    seconds, if the run succeeded; and `error`, a map by class of exception, where `timeout`
+    stands for a timeout. What a probe returns is added to these.
+
+    Raises:
+      TypeError: if `probe` is not async, `targets` not callable, or a number none.
+      ValueError: if a number is out of range.
+    """
+
+    probe: Probe = attrs.field(validator=_async)
+    """An async function of an endpoint. It returns None, or a mapping of further metrics,
+    if the target is well, and raises if it is not. Exceptions, in groups too, end the run
+    alone; the first of each class and target is logged."""
+
+    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
+    """Returns the targets: what the keeper takes, too. Called at each interval's start."""
+
+    interval: float = attrs.field(kw_only=True, validator=above_zero)
+    """Seconds between two runs of a target. Where they lie within the interval depends on
+    the target's key alone, so that all do not start at once."""
+
+    timeout: float = attrs.field(kw_only=True, validator=above_zero)
+    """Seconds after which a run is cancelled. If that is longer than the interval, runs of
+    a target overlap."""
+
+    max_concurrent: int | None = attrs.field(
+        default=None, kw_only=True, validator=one_or_more_or_none
+    )
+    """How many probes may run at once; None: any number."""
+
+    _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
+
+    async def run(
+        self,
+        results: trio.MemorySendChannel[ProbeResult],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Probe until cancelled.
+
+        Args:
+          results: where the results go. Closed on return.
+          task_status: for `nursery.start`, told when the start of the intervals is fixed.
+
+        Raises:
+          trio.BusyResourceError: if it is running already; the channel is not closed then.
+          trio.BrokenResourceError: if nobody listens to `results` any more.
+          BaseException: what `targets` raised. No exception is wrapped in a group.
+        """
+        progress = self._progress
+        if progress.busy:
+            raise trio.BusyResourceError("this prober is already running")
+        progress.busy = True
+        try:
+            with results:
+                start = trio.current_time()
+                endpoints = tuple(self.targets())
+                task_status.started()
+                async with bare_nursery() as runs:
+                    await self._start_runs(start, endpoints, results, runs)
+        finally:
+            progress.targets.clear()
+            progress.order.clear()
+            progress.busy = False
+
+    def statistics(self) -> ProberStatistics:
+        """Return what the prober has done so far."""
+        progress = self._progress
+        return ProberStatistics(
+            results_sent=progress.results_sent,
+            runs_late=progress.runs_late,
+            runs_missed=progress.runs_missed,
+            duplicates=progress.duplicates,
+            targets=len(progress.targets),
+            running=progress.running,
+        )
+
+    async def _start_runs(
+        self,
+        start: float,
+        endpoints: tuple[Endpoint, ...],
+        results: trio.MemorySendChannel[ProbeResult],
+        runs: trio.Nursery,
+    ) -> None:
+        """Start each run when it is due, for ever."""
+        progress = self._progress
+        limit = trio.Semaphore(self.max_concurrent or sys.maxsize)
+        interval = 0
+        while True:
+            await self._relist(endpoints, interval)
+            begin = start + interval * self.interval
+            for count, target in enumerate(progress.order, 1):
+                due = begin + target.place
+                if due > trio.current_time():
+                    await trio.sleep_until(due)
+                elif count % _STEP == 0:
+                    await trio.lowlevel.checkpoint()
+                if target.waiting:
+                    progress.runs_missed += 1
+                else:
+                    target.waiting = True
+                    runs.start_soon(self._run, target, due, limit, results)
+            interval = await self._next_interval(start, interval)
+            endpoints = tuple(self.targets())
+
+    async def _next_interval(self, start: float, last: int) -> int:
+        """Wait for the interval after `last`; if it is past, go on with that of now."""
+        await trio.sleep_until(start + (last + 1) * self.interval)
+        now = math.floor((trio.current_time() - start) / self.interval)
+        skipped = max(now - last - 1, 0)
+        self._progress.runs_missed += skipped * len(self._progress.order)
+        return last + 1 + skipped
+
+    async def _relist(self, endpoints: tuple[Endpoint, ...], interval: int) -> None:
+        """Give new targets a place, and cancel those that are gone."""
+        await trio.lowlevel.checkpoint()
+        targets, order = self._progress.targets, self._progress.order
+        for count, endpoint in enumerate(endpoints, 1):
+            key = checked_endpoint(endpoint).key
+            target = targets.get(key)
+            if target is None:
+                slots = trio.Semaphore(math.ceil(self.timeout / self.interval))
+                target = _Target(endpoint, _share(key) * self.interval, slots)
+                targets[key] = target
+                insort(order, target, key=attrgetter("place"))
+            elif target.interval == interval:
+                self._progress.duplicates += 1
+                continue
+            target.endpoint = endpoint
+            target.interval = interval
+            if count % _STEP == 0:
+                await trio.lowlevel.checkpoint()
+        for target in order:
+            if target.interval != interval:
+                del targets[target.endpoint.key]
+                for scope in target.scopes:
+                    scope.cancel()
+        order[:] = [target for target in order if target.interval == interval]
+
+    async def _run(
+        self,
+        target: _Target,
+        due: float,
+        limit: trio.Semaphore,
+        results: trio.MemorySendChannel[ProbeResult],
+    ) -> None:
+        """Wait until the run may begin, measure the probe, and send the result."""
+        progress = self._progress
+        with trio.CancelScope() as scope:
+            target.scopes.add(scope)
+            try:
+                waits = 0 in (target.slots.value, limit.value)
+                async with target.slots:
+                    async with limit:
+                        target.waiting = False
+                        progress.runs_late += waits and trio.current_time() > due
+                        progress.running += 1
+                        try:
+                            deltas = await self._measure(target)
+                        finally:
+                            progress.running -= 1
+                    await results.send(_RunResult(target.endpoint.key, deltas))
+                    progress.results_sent += 1
+            finally:
+                target.scopes.discard(scope)
+
+    async def _measure(self, target: _Target) -> dict[str, Value]:
+        """Run the probe, and return what the run adds to the metrics."""
+        error = None
+        further: Mapping[str, Value] = {}
+        start = trio.current_time()
+        try:
+            with trio.move_on_after(self.timeout):
+                further = _checked(await self.probe(target.endpoint))
+        except Exception as raised:  # noqa: BLE001  # whatever it is, the run has failed
+            error = self._error(target, raised)
+        except BaseExceptionGroup as group:
+            # Cancelled from outside; what else was raised must not take its place.
+            _, cancelled = group.split(Exception)
+            raise cancelled or group from None
+        latency = trio.current_time() - start
+        # However it ended: a probe may not even have noticed that its time was up.
+        if latency >= self.timeout:
+            error, further = "timeout", {}
+        deltas: dict[str, Value] = {
+            "total": 1,
+            "success": int(error is None),
+            "failure": int(error is not None),
+            "timeouts": int(error == "timeout"),
+        }
+        if error is None:
+            deltas["latency"] = latency
+        deltas["error"] = _NO_ERROR if error is None else Map("error", {error: 1})
+        return {**deltas, **further}  # noqa: ASYNC910  # `_run` has checkpoints
+
+    def _error(self, target: _Target, raised: Exception) -> str:
+        """Return the name of the exception's class, and log the first of that class."""
+        error = raised
+        while isinstance(error, ExceptionGroup):
+            error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+        if type(error) not in target.logged:
+            target.logged.add(type(error))
+            _logger.warning("%s: the probe failed", target.endpoint.key, exc_info=raised)
+        return type(error).__name__
+
+
+def _share(key: str) -> float:
+    """Return where in an interval a target has its place, from 0 to 1: its key's hash."""
+    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
+
+
+def _checked(metrics: Mapping[str, Value] | None) -> Mapping[str, Value]:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"a probe must return metrics or None, not {quote(metrics)}")
+    if taken := _OWN_METRICS & metrics.keys():
+        raise ValueError(f"a probe can't return {sorted(taken)}: the prober counts those")
+    return metrics

@@ -1,0 +1,608 @@
+"""When a prober runs a probe, what it makes of it, and how it ends.
+
+Every test runs on the mock clock, on which a probe takes exactly as long as it sleeps.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from trio_statskeeper import Endpoint, Gauge, Map, Prober, ProbeResult, StatsKeeper
+from trio_statskeeper._prober import _share
+
+A, B = Endpoint("a"), Endpoint("b")
+
+
+async def well(endpoint: Endpoint) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def slow(endpoint: Endpoint) -> None:
+    await trio.sleep(0.25)
+
+
+async def hanging(endpoint: Endpoint) -> None:
+    await trio.sleep_forever()
+
+
+async def failing(endpoint: Endpoint) -> None:
+    await trio.lowlevel.checkpoint()
+    raise OSError("no route")
+
+
+def make_prober(probe: Any, targets: Any = (A,), **options: Any) -> Prober:
+    listed = targets if callable(targets) else lambda: targets
+    return Prober(probe, listed, **({"interval": 1, "timeout": 0.5} | options))
+
+
+@attrs.frozen
+class Run:
+    """A prober that runs, and the other end of its channel."""
+
+    results: trio.MemoryReceiveChannel[ProbeResult]
+    nursery: trio.Nursery
+
+    def received(self) -> list[tuple[str, dict]]:
+        """Return target and metrics of what was sent since the last call."""
+        received = []
+        try:
+            while True:
+                result = self.results.receive_nowait()
+                received.append((result.target, dict(result.metrics())))
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return received
+
+
+@asynccontextmanager
+async def running(prober: Prober, buffer: float = math.inf) -> AsyncGenerator[Run]:
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(prober.run, results_send)
+        yield Run(results_receive, nursery)
+        nursery.cancel_scope.cancel()
+
+
+class Noting:
+    """A probe that notes when it was called for which target."""
+
+    def __init__(self, probe: Callable = well) -> None:
+        self.probe = probe
+        self.calls: list[tuple[float, str]] = []
+
+    async def __call__(self, endpoint: Endpoint) -> None:
+        self.calls.append((trio.current_time(), endpoint.key))
+        await self.probe(endpoint)
+
+    def times(self, key: str) -> list[float]:
+        return [time for time, called in self.calls if called == key]
+
+
+# When it runs
+
+
+@pytest.mark.parametrize("interval", [0.1, 1 / 3, 0.7])
+async def test_each_target_is_probed_on_a_grid_of_its_own(autojump_clock, interval):
+    await trio.sleep(12_345.678)
+    start = trio.current_time()
+    probe = Noting()
+    async with running(make_prober(probe, [A, B], interval=interval, timeout=0.01)):
+        await trio.sleep(interval * 1_000.001)
+    for key in "ab":
+        grid = [start + k * interval + _share(key) * interval for k in range(1_000)]
+        assert probe.times(key) == grid
+
+
+def test_the_place_within_the_interval_is_a_hash_of_the_key():
+    assert _share("a") == pytest.approx(0.262589560)  # in any process
+    tenths = Counter(int(_share(f"target {i}") * 10) for i in range(1_000))
+    assert set(tenths) == set(range(10))
+    assert max(tenths.values()) < 150
+
+
+async def test_a_list_that_changes_moves_nobody(autojump_clock):
+    probe = Noting()
+    others = [Endpoint(f"other {i}") for i in range(50)]
+    listed = [A]
+    async with running(make_prober(probe, lambda: listed)):
+        await trio.sleep(1.99)
+        listed[:] = [*others, A]
+        await trio.sleep(1)
+        listed[:] = [A, *others[:5]]
+        await trio.sleep(2)
+    assert probe.times("a") == [k + _share("a") for k in range(5)]
+    assert probe.times("other 7") == [2 + _share("other 7")]
+
+
+async def test_targets_are_asked_for_at_each_interval(autojump_clock):
+    asked = []
+
+    def targets() -> list[Endpoint]:
+        asked.append(trio.current_time())
+        return [A]
+
+    async with running(make_prober(well, targets)):
+        await trio.sleep(2.5)
+    assert asked == [0, 1, 2]
+
+
+async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
+    autojump_clock,
+):
+    listed = [A, B]
+    probe = Noting(slow_by(1.9))
+    prober = make_prober(probe, lambda: listed, timeout=2)
+    async with running(prober) as run:
+        await trio.sleep(0.99)
+        listed.remove(A)
+        await trio.sleep(0.1)
+        assert prober.statistics().running == 1
+        await trio.sleep(3)
+        assert {target for target, _ in run.received()} == {"b"}
+    assert len(probe.times("a")) == 1
+
+
+def slow_by(seconds: float) -> Callable:
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.sleep(seconds)
+
+    return probe
+
+
+async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
+    zones = []
+    numbers = itertools.count()
+
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        zones.append(endpoint.labels["zone"])
+
+    def targets() -> list[Endpoint]:
+        return [Endpoint("a", labels={"zone": str(next(numbers))})]
+
+    async with running(make_prober(probe, targets)):
+        await trio.sleep(2.5)
+    assert zones == ["0", "1", "2"]
+
+
+async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_counted(
+    autojump_clock,
+):
+    probe = Noting()
+    prober = make_prober(probe, [A, B, Endpoint("a")])
+    async with running(prober):
+        await trio.sleep(2.99)
+    assert len(probe.times("a")) == 3
+    assert prober.statistics().duplicates == 3
+    assert prober.statistics().targets == 0  # none is probed any more
+
+
+async def test_intervals_that_passed_while_the_loop_stood_still_are_missed_not_made_up_for(
+    autojump_clock,
+):
+    probe = Noting()
+    prober = make_prober(probe, [A, B])
+    async with running(prober):
+        await trio.sleep(0.99)
+        autojump_clock.jump(3.5)  # to 4.49
+        await trio.sleep(1)
+    early, late = sorted("ab", key=_share)
+    assert probe.times(early) == [_share(early), 4.49, 5 + _share(early)]
+    assert probe.times(late)[-1] == 4 + _share(late)
+    assert prober.statistics().runs_missed == 3 * 2
+
+
+async def test_many_targets_are_started_in_steps(autojump_clock):
+    prober = make_prober(well, [Endpoint(f"target {i}") for i in range(2_000)])
+    rounds = 0
+    async with running(prober) as run:
+        await trio.sleep(0.5)
+        autojump_clock.jump(0.49)  # a thousand are due at once
+        while len(run.received()) == 0 or prober.statistics().results_sent < 1_900:
+            rounds += 1
+            await trio.lowlevel.checkpoint()
+    assert rounds >= 5
+
+
+# Timeouts and overlap
+
+
+async def test_a_run_is_cancelled_at_the_timeout(autojump_clock):
+    async with running(make_prober(hanging, timeout=0.5)) as run:
+        await trio.sleep(_share("a") + 0.49)
+        assert run.received() == []
+        await trio.sleep(0.02)
+        ((_, metrics),) = run.received()
+    assert metrics == {
+        "total": 1,
+        "success": 0,
+        "failure": 1,
+        "timeouts": 1,
+        "error": Map("error", {"timeout": 1}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("timeout", "overlap"), [(0.5, 1), (1, 1), (1.5, 2), (2, 2), (3.5, 4)]
+)
+async def test_no_more_runs_of_a_target_overlap_than_the_timeout_has_intervals(
+    autojump_clock, timeout, overlap
+):
+    at_once = most = 0
+
+    async def probe(endpoint: Endpoint) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await trio.sleep_forever()
+        finally:
+            at_once -= 1
+
+    prober = make_prober(probe, timeout=timeout)
+    async with running(prober) as run:
+        await trio.sleep(20)
+        started = 20  # one run per interval, none missed
+        assert len(run.received()) == pytest.approx(started - timeout, abs=1)
+    assert most == overlap
+    assert prober.statistics().runs_missed == 0
+
+
+async def test_a_probe_that_does_not_heed_its_timeout_is_not_run_more_often(autojump_clock):
+    async def stubborn(endpoint: Endpoint) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10)
+
+    probe = Noting(stubborn)
+    prober = make_prober(probe)
+    async with running(prober) as run:
+        await trio.sleep(10.9)
+        assert [metrics["timeouts"] for _, metrics in run.received()] == [1]
+        assert len(probe.calls) == 2  # the second began when the first was over
+        assert prober.statistics().runs_late == 1
+        assert prober.statistics().runs_missed == 9
+
+
+async def test_a_probe_that_swallows_its_cancellation_counts_once_and_as_a_timeout(
+    autojump_clock,
+):
+    async def swallowing(endpoint: Endpoint) -> None:
+        with pytest.raises(trio.Cancelled):
+            await trio.sleep_forever()
+
+    async with running(make_prober(swallowing)) as run:
+        await trio.sleep(0.99)
+        assert [metrics["error"] for _, metrics in run.received()] == [
+            Map("error", {"timeout": 1})
+        ]
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+async def test_a_run_that_is_cancelled_from_outside_gives_no_result(
+    autojump_clock, swallows
+):
+    async def probe(endpoint: Endpoint) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if not swallows:
+                raise
+
+    listed = [A]
+    async with running(make_prober(probe, lambda: listed, timeout=2)) as run:
+        await trio.sleep(0.5)
+        listed.clear()
+        await trio.sleep(5)
+        assert run.received() == []
+
+
+async def test_an_error_beside_a_cancellation_from_outside_does_not_end_the_nursery(
+    autojump_clock,
+):
+    async def raises_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("cannot clean up")
+
+    async def probe(endpoint: Endpoint) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raises_when_cancelled)
+            nursery.start_soon(trio.sleep_forever)
+
+    listed = [A]
+    async with running(make_prober(probe, lambda: listed, timeout=2)) as run:
+        await trio.sleep(0.9)
+        listed.clear()
+        await trio.sleep(5)
+        assert run.received() == []
+
+
+# What a run counts
+
+
+async def test_a_run_that_succeeds(autojump_clock):
+    async with running(make_prober(slow)) as run:
+        await trio.sleep(0.99)
+        assert run.received() == [
+            (
+                "a",
+                {
+                    "total": 1,
+                    "success": 1,
+                    "failure": 0,
+                    "timeouts": 0,
+                    "latency": pytest.approx(0.25),
+                    "error": Map("error", {}),
+                },
+            )
+        ]
+
+
+async def raise_a_group(endpoint: Endpoint) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failing, endpoint)
+
+
+async def raise_nested_groups(endpoint: Endpoint) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raise_a_group, endpoint)
+
+
+@pytest.mark.parametrize("probe", [failing, raise_a_group, raise_nested_groups])
+async def test_a_run_that_raises_has_failed_and_harms_no_other(autojump_clock, probe):
+    async with running(make_prober(probe)) as run:
+        await trio.sleep(1.99)
+        assert (
+            run.received()
+            == [
+                (
+                    "a",
+                    {
+                        "total": 1,
+                        "success": 0,
+                        "failure": 1,
+                        "timeouts": 0,
+                        "error": Map("error", {"OSError": 1}),
+                    },
+                )
+            ]
+            * 2
+        )
+
+
+async def test_what_a_probe_returns_is_added(autojump_clock):
+    further = {"resp-code": Map("code", {"200": 1}), "cert-expiry": Gauge(86_400)}
+
+    async def probe(endpoint: Endpoint) -> dict:
+        await trio.lowlevel.checkpoint()
+        return further
+
+    async with running(make_prober(probe)) as run:
+        await trio.sleep(0.99)
+        ((_, metrics),) = run.received()
+    assert metrics.items() >= further.items()
+    assert metrics["success"] == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [({"total": 5}, "ValueError"), ("well", "TypeError"), (7, "TypeError")],
+)
+async def test_a_probe_that_returns_what_it_must_not_has_failed(
+    autojump_clock, caplog, returned, error
+):
+    async def probe(endpoint: Endpoint) -> Any:
+        await trio.lowlevel.checkpoint()
+        return returned
+
+    async with running(make_prober(probe)) as run:
+        await trio.sleep(0.99)
+        ((_, metrics),) = run.received()
+    assert metrics["error"] == Map("error", {error: 1})
+    assert metrics["total"] == 1
+    assert repr(returned) in caplog.text or "'total'" in caplog.text
+
+
+async def test_the_first_exception_of_each_class_and_target_is_logged(
+    autojump_clock, caplog
+):
+    errors = itertools.cycle([OSError("first"), OSError("second"), ValueError("third")])
+
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        raise next(errors)
+
+    async with running(make_prober(probe)):
+        await trio.sleep(5.99)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "a: the probe failed")
+    ] * 2
+    assert "OSError: first" in caplog.text
+    assert "ValueError: third" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+# The results channel, and the limit
+
+
+async def test_a_full_results_channel_changes_no_latency(autojump_clock):
+    prober = make_prober(slow)
+    async with running(prober, buffer=0) as run:
+        await trio.sleep(10)
+        results = [await run.results.receive() for _ in range(3)]
+    assert [result.metrics()["latency"] for result in results] == pytest.approx([0.25] * 3)
+    assert prober.statistics().runs_missed > 0
+
+
+async def test_no_more_probes_run_at_once_than_allowed(autojump_clock):
+    most = 0
+
+    async def probe(endpoint: Endpoint) -> None:
+        nonlocal most
+        most = max(most, prober.statistics().running)
+        await trio.sleep(0.3)
+
+    prober = make_prober(probe, [Endpoint(f"{i}") for i in range(50)], max_concurrent=4)
+    async with running(prober) as run:
+        await trio.sleep(10)
+        latencies = [metrics["latency"] for _, metrics in run.received()]
+    assert most == 4
+    assert latencies == pytest.approx([0.3] * len(latencies))
+    statistics = prober.statistics()
+    assert statistics.results_sent == len(latencies)
+    assert statistics.runs_late > 0
+    # Each due run was sent, missed, or is one of the at most two that a target may have.
+    assert 0 <= 10 * 50 - statistics.results_sent - statistics.runs_missed <= 2 * 50
+
+
+async def test_results_wait_for_no_limit(autojump_clock):
+    prober = make_prober(slow, [A, B], max_concurrent=1)
+    async with running(prober, buffer=0):
+        await trio.sleep(5)
+        # Both wait to be received, though only one probe may run.
+        assert prober.statistics().running == 0
+        statistics = prober.statistics()
+        assert statistics.results_sent == 0
+        assert statistics.runs_missed == 2 * (5 - 2)
+
+
+# How it ends
+
+
+async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with trio.move_on_after(1.5) as scope, pytest.raises(trio.Cancelled):
+        await make_prober(hanging, timeout=5).run(results_send)
+    assert scope.cancel_called
+    with pytest.raises(trio.EndOfChannel):
+        results_receive.receive_nowait()
+
+
+async def test_when_nobody_listens_it_ends_with_a_bare_error(autojump_clock):
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    results_receive.close()
+    with pytest.raises(trio.BrokenResourceError):
+        await make_prober(well).run(results_send)
+
+
+@pytest.mark.parametrize("nth", [1, 3])
+async def test_what_targets_raises_leaves_run_bare(autojump_clock, nth):
+    calls = itertools.count(1)
+
+    def targets() -> list[Endpoint]:
+        if next(calls) == nth:
+            raise LookupError("no targets")
+        return [A]
+
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with results_receive, pytest.raises(LookupError, match="no targets"):
+        await make_prober(hanging, targets).run(results_send)
+    assert trio.current_time() == nth - 1
+
+
+async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with results_receive, pytest.raises(TypeError, match="must be Endpoints, got 'a'"):
+        await make_prober(well, ["a"]).run(results_send)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_keyboard_interrupt_in_a_probe_passes_through(autojump_clock, grouped):
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        if grouped:
+            raise BaseExceptionGroup("both", [KeyboardInterrupt(), OSError()])
+        raise KeyboardInterrupt
+
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with results_receive, pytest.raises(BaseException) as caught:
+        await make_prober(probe).run(results_send)
+    if grouped:
+        assert [type(error) for error in caught.value.exceptions] == [KeyboardInterrupt]
+    else:
+        assert type(caught.value) is KeyboardInterrupt
+
+
+async def test_two_runs_at_once_are_refused_and_close_nothing(autojump_clock):
+    prober = make_prober(well)
+    results_send, _results_receive = trio.open_memory_channel[ProbeResult](1)
+    async with running(prober):
+        with pytest.raises(trio.BusyResourceError, match="already running"):
+            await prober.run(results_send)
+    assert results_send.statistics().open_send_channels == 1
+
+
+async def test_it_may_run_again(autojump_clock):
+    prober = make_prober(well)
+    for expected in (2, 4):
+        async with running(prober):
+            await trio.sleep(1.99)
+        assert prober.statistics().results_sent == expected
+
+
+async def test_with_a_keeper_all_is_exact(autojump_clock):
+    keeper = StatsKeeper("tcp", "x", lambda: [A, B], export_interval=1)
+    prober = make_prober(slow, [A, B], interval=0.25)
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    exports_send, exports_receive = trio.open_memory_channel(math.inf)
+    with trio.move_on_after(3.999):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.run, results_receive, exports_send)
+            nursery.start_soon(prober.run, results_send)
+    exports_receive.close()
+    assert {e.labels["dst"]: e.metrics["total"] for e in keeper.snapshot()} == {
+        "a": 15,
+        "b": 15,
+    }
+
+
+# The constructor
+
+
+@pytest.mark.parametrize("option", ["interval", "timeout"])
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
+def test_seconds_that_are_not_finite_and_above_zero_are_refused(option, seconds):
+    with pytest.raises(ValueError, match=f"{option} must be finite and above 0"):
+        make_prober(well, **{option: seconds})
+
+
+@pytest.mark.parametrize("option", ["interval", "timeout"])
+def test_seconds_that_are_no_number_are_refused(option):
+    with pytest.raises(TypeError, match=f"{option} must be a number, got '1'"):
+        make_prober(well, **{option: "1"})
+
+
+@pytest.mark.parametrize("probe", [print, None, lambda _: well(A)])
+def test_a_probe_that_is_not_async_is_refused(probe):
+    with pytest.raises(TypeError, match="probe must be an async function"):
+        make_prober(probe)
+
+
+@pytest.mark.parametrize("probe", [well, Noting(), functools.partial(well)])
+def test_any_async_callable_is_a_probe(probe):
+    assert make_prober(probe).probe is probe
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)],
+)
+def test_a_limit_that_is_no_whole_number_above_zero_is_refused(limit, error):
+    with pytest.raises(error, match="max_concurrent"):
+        make_prober(well, max_concurrent=limit)
+
+
+def test_targets_that_cannot_be_called_are_refused():
+    with pytest.raises(TypeError, match="targets must be a function"):
+        Prober(well, [A], interval=1, timeout=1)

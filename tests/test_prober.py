@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ import trio.testing
 
 from trio_statskeeper import Endpoint, Gauge, Map, Prober, ProbeResult, StatsKeeper
 from trio_statskeeper._prober import _share
+from trio_statskeeper.testing import Hang, ScriptedProbe, Succeed
 
 A, B = Endpoint("a"), Endpoint("b")
 
@@ -28,12 +29,17 @@ async def well(endpoint: Endpoint) -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def slow(endpoint: Endpoint) -> None:
-    await trio.sleep(0.25)
+def slow(seconds: float = 0.25) -> ScriptedProbe:
+    return ScriptedProbe([Succeed(after=seconds)])
 
 
-async def hanging(endpoint: Endpoint) -> None:
-    await trio.sleep_forever()
+def hanging() -> ScriptedProbe:
+    return ScriptedProbe([Hang()])
+
+
+def times(probe: ScriptedProbe, key: str) -> list[float]:
+    """Return when `probe` was called for the target."""
+    return [time for time, called in probe.calls if called == key]
 
 
 async def failing(endpoint: Endpoint) -> None:
@@ -73,21 +79,6 @@ async def running(prober: Prober, buffer: float = math.inf) -> AsyncGenerator[Ru
         nursery.cancel_scope.cancel()
 
 
-class Noting:
-    """A probe that notes when it was called for which target."""
-
-    def __init__(self, probe: Callable = well) -> None:
-        self.probe = probe
-        self.calls: list[tuple[float, str]] = []
-
-    async def __call__(self, endpoint: Endpoint) -> None:
-        self.calls.append((trio.current_time(), endpoint.key))
-        await self.probe(endpoint)
-
-    def times(self, key: str) -> list[float]:
-        return [time for time, called in self.calls if called == key]
-
-
 # When it runs
 
 
@@ -95,12 +86,12 @@ class Noting:
 async def test_each_target_is_probed_on_a_grid_of_its_own(autojump_clock, interval):
     await trio.sleep(12_345.678)
     start = trio.current_time()
-    probe = Noting()
+    probe = slow(0)
     async with running(make_prober(probe, [A, B], interval=interval, timeout=0.01)):
         await trio.sleep(interval * 1_000.001)
     for key in "ab":
         grid = [start + k * interval + _share(key) * interval for k in range(1_000)]
-        assert probe.times(key) == grid
+        assert times(probe, key) == grid
 
 
 def test_the_place_within_the_interval_is_a_hash_of_the_key():
@@ -111,7 +102,7 @@ def test_the_place_within_the_interval_is_a_hash_of_the_key():
 
 
 async def test_a_list_that_changes_moves_nobody(autojump_clock):
-    probe = Noting()
+    probe = slow(0)
     others = [Endpoint(f"other {i}") for i in range(50)]
     listed = [A]
     async with running(make_prober(probe, lambda: listed)):
@@ -120,8 +111,8 @@ async def test_a_list_that_changes_moves_nobody(autojump_clock):
         await trio.sleep(1)
         listed[:] = [A, *others[:5]]
         await trio.sleep(2)
-    assert probe.times("a") == [k + _share("a") for k in range(5)]
-    assert probe.times("other 7") == [2 + _share("other 7")]
+    assert times(probe, "a") == [k + _share("a") for k in range(5)]
+    assert times(probe, "other 7") == [2 + _share("other 7")]
 
 
 async def test_targets_are_asked_for_at_each_interval(autojump_clock):
@@ -140,7 +131,7 @@ async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
     autojump_clock,
 ):
     listed = [A, B]
-    probe = Noting(slow_by(1.9))
+    probe = slow(1.9)
     prober = make_prober(probe, lambda: listed, timeout=2)
     async with running(prober) as run:
         await trio.sleep(0.99)
@@ -149,14 +140,7 @@ async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
         assert prober.statistics().running == 1
         await trio.sleep(3)
         assert {target for target, _ in run.received()} == {"b"}
-    assert len(probe.times("a")) == 1
-
-
-def slow_by(seconds: float) -> Callable:
-    async def probe(endpoint: Endpoint) -> None:
-        await trio.sleep(seconds)
-
-    return probe
+    assert len(times(probe, "a")) == 1
 
 
 async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
@@ -178,11 +162,11 @@ async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
 async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_counted(
     autojump_clock,
 ):
-    probe = Noting()
+    probe = slow(0)
     prober = make_prober(probe, [A, B, Endpoint("a")])
     async with running(prober):
         await trio.sleep(2.99)
-    assert len(probe.times("a")) == 3
+    assert len(times(probe, "a")) == 3
     assert prober.statistics().duplicates == 3
     assert prober.statistics().targets == 0  # none is probed any more
 
@@ -190,15 +174,15 @@ async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_cou
 async def test_intervals_that_passed_while_the_loop_stood_still_are_missed_not_made_up_for(
     autojump_clock,
 ):
-    probe = Noting()
+    probe = slow(0)
     prober = make_prober(probe, [A, B])
     async with running(prober):
         await trio.sleep(0.99)
         autojump_clock.jump(3.5)  # to 4.49
         await trio.sleep(1)
     early, late = sorted("ab", key=_share)
-    assert probe.times(early) == [_share(early), 4.49, 5 + _share(early)]
-    assert probe.times(late)[-1] == 4 + _share(late)
+    assert times(probe, early) == [_share(early), 4.49, 5 + _share(early)]
+    assert times(probe, late)[-1] == 4 + _share(late)
     assert prober.statistics().runs_missed == 3 * 2
 
 
@@ -218,7 +202,7 @@ async def test_many_targets_are_started_in_steps(autojump_clock):
 
 
 async def test_a_run_is_cancelled_at_the_timeout(autojump_clock):
-    async with running(make_prober(hanging, timeout=0.5)) as run:
+    async with running(make_prober(hanging(), timeout=0.5)) as run:
         await trio.sleep(_share("a") + 0.49)
         assert run.received() == []
         await trio.sleep(0.02)
@@ -259,16 +243,18 @@ async def test_no_more_runs_of_a_target_overlap_than_the_timeout_has_intervals(
 
 
 async def test_a_probe_that_does_not_heed_its_timeout_is_not_run_more_often(autojump_clock):
+    called = []
+
     async def stubborn(endpoint: Endpoint) -> None:
+        called.append(endpoint)
         with trio.CancelScope(shield=True):
             await trio.sleep(10)
 
-    probe = Noting(stubborn)
-    prober = make_prober(probe)
+    prober = make_prober(stubborn)
     async with running(prober) as run:
         await trio.sleep(10.9)
         assert [metrics["timeouts"] for _, metrics in run.received()] == [1]
-        assert len(probe.calls) == 2  # the second began when the first was over
+        assert len(called) == 2  # the second began when the first was over
         assert prober.statistics().runs_late == 1
         assert prober.statistics().runs_missed == 9
 
@@ -332,7 +318,7 @@ async def test_an_error_beside_a_cancellation_from_outside_does_not_end_the_nurs
 
 
 async def test_a_run_that_succeeds(autojump_clock):
-    async with running(make_prober(slow)) as run:
+    async with running(make_prober(slow())) as run:
         await trio.sleep(0.99)
         assert run.received() == [
             (
@@ -437,7 +423,7 @@ async def test_the_first_exception_of_each_class_and_target_is_logged(
 
 
 async def test_a_full_results_channel_changes_no_latency(autojump_clock):
-    prober = make_prober(slow)
+    prober = make_prober(slow())
     async with running(prober, buffer=0) as run:
         await trio.sleep(10)
         results = [await run.results.receive() for _ in range(3)]
@@ -467,7 +453,7 @@ async def test_no_more_probes_run_at_once_than_allowed(autojump_clock):
 
 
 async def test_results_wait_for_no_limit(autojump_clock):
-    prober = make_prober(slow, [A, B], max_concurrent=1)
+    prober = make_prober(slow(), [A, B], max_concurrent=1)
     async with running(prober, buffer=0):
         await trio.sleep(5)
         # Both wait to be received, though only one probe may run.
@@ -483,7 +469,7 @@ async def test_results_wait_for_no_limit(autojump_clock):
 async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     with trio.move_on_after(1.5) as scope, pytest.raises(trio.Cancelled):
-        await make_prober(hanging, timeout=5).run(results_send)
+        await make_prober(hanging(), timeout=5).run(results_send)
     assert scope.cancel_called
     with pytest.raises(trio.EndOfChannel):
         results_receive.receive_nowait()
@@ -507,7 +493,7 @@ async def test_what_targets_raises_leaves_run_bare(autojump_clock, nth):
 
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     with results_receive, pytest.raises(LookupError, match="no targets"):
-        await make_prober(hanging, targets).run(results_send)
+        await make_prober(hanging(), targets).run(results_send)
     assert trio.current_time() == nth - 1
 
 
@@ -553,7 +539,7 @@ async def test_it_may_run_again(autojump_clock):
 
 async def test_with_a_keeper_all_is_exact(autojump_clock):
     keeper = StatsKeeper("tcp", "x", lambda: [A, B], export_interval=1)
-    prober = make_prober(slow, [A, B], interval=0.25)
+    prober = make_prober(slow(), [A, B], interval=0.25)
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     exports_send, exports_receive = trio.open_memory_channel(math.inf)
     with trio.move_on_after(3.999):
@@ -589,7 +575,7 @@ def test_a_probe_that_is_not_async_is_refused(probe):
         make_prober(probe)
 
 
-@pytest.mark.parametrize("probe", [well, Noting(), functools.partial(well)])
+@pytest.mark.parametrize("probe", [well, hanging(), functools.partial(well)])
 def test_any_async_callable_is_a_probe(probe):
     assert make_prober(probe).probe is probe
 

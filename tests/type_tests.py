@@ -94,10 +94,30 @@ assert_type(keeper.snapshot(), tuple[ts.EventMetrics, ...])
 assert_type(keeper.snapshot(["a"]), tuple[ts.EventMetrics, ...])
 
 
+async def connect(endpoint: ts.Endpoint) -> None:
+    pass
+
+
+async def probe_with_metrics(endpoint: ts.Endpoint) -> dict[str, ts.Value]:
+    return {"size": 5}
+
+
+def not_async(endpoint: ts.Endpoint) -> None:
+    pass
+
+
+prober = ts.Prober(connect, keeper.targets, interval=5, timeout=2)
+ts.Prober(probe_with_metrics, lambda: [endpoint], interval=5, timeout=2, max_concurrent=9)
+ts.Prober(not_async, lambda: [endpoint], interval=5, timeout=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+ts.Prober(connect, lambda: [endpoint], 5, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+assert_type(prober.statistics(), ts.ProberStatistics)
+
+
 async def run(nursery: trio.Nursery) -> None:
     results_send, results_receive = trio.open_memory_channel[ts.ProbeResult](10)
     exports_send, exports_receive = trio.open_memory_channel[ts.EventMetrics](10)
     nursery.start_soon(keeper.run, results_receive, exports_send)
+    nursery.start_soon(prober.run, results_send)
     nursery.start_soon(keeper.run, exports_receive, exports_send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await nursery.start(keeper.run, results_receive, exports_send)
     nursery.start_soon(partial(keeper.run, results_receive, exports_send))

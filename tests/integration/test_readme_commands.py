@@ -1,0 +1,59 @@
+"""The README's main command and its program, as a newcomer runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_statskeeper import EventMetrics
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_program_prints_such_lines_as_the_readme_shows():
+    program, shown = re.search(
+        r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+    ).groups()
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as running:
+        printed = [running.stdout.readline() for _ in shown.splitlines()]
+        running.kill()
+    for line, like in zip(printed, shown.splitlines(), strict=True):
+        export, example = EventMetrics.parse(line), EventMetrics.parse(like)
+        assert export.labels == example.labels
+        # Whether anybody listens to these ports here is another matter.
+        assert export.metrics.keys() - example.metrics.keys() <= {"latency"}
+        assert export.metrics["total"] > 0
+
+
+@pytest.mark.skipif(
+    "CI" not in os.environ, reason="installs from the network: only with CI set"
+)
+def test_one_command_installs_and_starts_the_main_example(tmp_path):
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("examples", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    command = re.search(r"^```sh\n(.*)\n```$", README, re.MULTILINE)[1]
+    completed = subprocess.run(
+        ["bash", "-c", f"{command} --for 3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert completed.returncode == 0, completed.stderr
+    lines = completed.stdout.splitlines()
+    assert len({EventMetrics.parse(line).labels["dst"] for line in lines}) == 3

@@ -11,8 +11,10 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import httpx2
+import servers
 import shared
 
 from trio_statskeeper import Endpoint, Map, Value
@@ -24,14 +26,17 @@ async def probe(client: httpx2.AsyncClient, endpoint: Endpoint) -> Mapping[str, 
     return {"resp-code": Map("code", {str(response.status_code): 1})}
 
 
-async def main(args: argparse.Namespace) -> None:
+async def main(args: argparse.Namespace, **output: Any) -> None:
+    """Probe until the end; `output` is that of `shared.probe_until_the_end`."""
     async with (
         # The prober sees to the timeout; nothing on loopback needs a proxy.
         httpx2.AsyncClient(timeout=None, trust_env=bool(args.targets)) as client,
         AsyncExitStack() as stack,
     ):
-        urls = args.targets or await stack.enter_async_context(shared.http_server())
-        await shared.probe_until_the_end(args, "http", partial(probe, client), urls)
+        urls = args.targets or await stack.enter_async_context(servers.http_server())
+        await shared.probe_until_the_end(
+            args, "http", partial(probe, client), urls, **output
+        )
 
 
 def http_url(text: str) -> Endpoint:

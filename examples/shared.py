@@ -1,4 +1,4 @@
-"""What the examples share: arguments, prober and keeper, a loopback server, a clean end."""
+"""What the examples share: arguments, prober and keeper, a clean end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import argparse
 import logging
 import math
 import os
-import random
 import signal
-import socket
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
 import trio
 
@@ -64,9 +61,18 @@ def seconds(text: str) -> float:
 def host_and_port(text: str) -> Endpoint:
     """Return the endpoint of `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6."""
     host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
+    return Endpoint(host, int(port))
+
+
+class ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is now: a live table puts another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 class OneLine(logging.Formatter):
@@ -81,7 +87,7 @@ def run(
     main: Callable[[argparse.Namespace], Awaitable[None]], args: argparse.Namespace
 ) -> None:
     """Run `main`; end quietly when nobody reads standard output any more (`| head`)."""
-    log = logging.StreamHandler()
+    log = ToStandardError()
     log.setFormatter(OneLine())
     logging.getLogger("trio_statskeeper").addHandler(log)
     status = 0
@@ -101,7 +107,7 @@ async def print_exports(exports: trio.MemoryReceiveChannel[EventMetrics]) -> Non
             print(event_metrics, flush=True)
 
 
-async def probe_until_the_end(
+async def probe_until_the_end(  # noqa: PLR0913
     args: argparse.Namespace,
     ptype: str,
     probe: Callable[[Endpoint], Awaitable[Any]],
@@ -109,6 +115,8 @@ async def probe_until_the_end(
     show: Callable[
         [trio.MemoryReceiveChannel[EventMetrics]], Awaitable[None]
     ] = print_exports,
+    *,
+    latency_bounds: Sequence[float] = LATENCY_BOUNDS,
 ) -> None:
     """Run prober, keeper and output, until the user wants no more."""
     results_send, results_receive = trio.open_memory_channel[Any](100)
@@ -119,7 +127,7 @@ async def probe_until_the_end(
         name="example",
         targets=lambda: endpoints,
         export_interval=args.export_interval,
-        distributions={"latency": LATENCY_BOUNDS},
+        distributions={"latency": latency_bounds},
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results_receive, exports_send)
@@ -146,40 +154,11 @@ async def wait_for_the_end(args: argparse.Namespace) -> None:
             return
 
 
-def closed_port() -> socket.socket:
-    """Return a socket to whose port nobody can connect: it is bound, but not listening."""
-    closed = socket.socket()
-    closed.bind(("127.0.0.1", 0))
-    return closed
-
-
-@asynccontextmanager
-async def http_server() -> AsyncGenerator[list[Endpoint]]:
-    """Run an HTTP server on loopback; give URLs that are well, flaky and closed."""
-    from hypercorn.config import Config  # noqa: PLC0415  # only HTTP examples need it
-    from hypercorn.trio import serve  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
-
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
-    with closed_port() as closed:
-        async with trio.open_nursery() as nursery:
-            (base,) = await nursery.start(serve, app, config)  # pyright: ignore[reportUnknownArgumentType]
-            nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-            yield [Endpoint(url) for url in (f"{base}/", f"{base}/flaky", nobody)]
-            nursery.cancel_scope.cancel()
-
-
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer HTTP requests; `/flaky` is slow and fails at times (an ASGI app)."""
-    if scope["type"] == "lifespan":
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        return
-    status = 200
-    if scope["path"] == "/flaky":
-        await trio.sleep(random.expovariate(2))
-        status = random.choice([200, 200, 200, 503])
-    headers = [(b"content-type", b"text/plain")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"well\n"})
+async def connect(endpoint: Endpoint) -> trio.SocketStream:
+    """Open a TCP connection to the endpoint."""
+    assert endpoint.port is not None
+    try:
+        return await trio.open_tcp_stream(endpoint.name, endpoint.port)
+    except OSError as error:
+        # Trio says no more than OSError, whatever the cause; failures are counted by class.
+        raise error.__cause__ or error from None

@@ -352,14 +352,18 @@ async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_cloc
     assert keeper.statistics().folded == 4
 
 
-async def test_a_clock_that_raises_loses_no_result(autojump_clock):
-    keeper = make_keeper(clock=Raising(2, 0.0))
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_a_clock_that_raises_loses_no_result(autojump_clock, nth):
+    keeper = make_keeper(clock=Raising(nth, 5.0))
     outcome, results, exports = outcome_of(keeper)
     for _ in range(3):
         results.send_nowait(one("a"))
     with exports, pytest.raises(OSError, match="no luck"):
         await outcome.run()
     assert keeper.statistics().folded == 3
+    async with running(keeper):
+        (export,) = keeper.snapshot(["a"])
+    assert 0 <= export.start_timestamp <= export.timestamp == 5
 
 
 async def test_a_bad_list_of_targets_loses_no_result(autojump_clock):

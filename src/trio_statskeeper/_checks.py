@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import attrs
 
-from ._values import quote
+from ._values import MAX_NUMBER, quote
 
 
 def number(attribute: attrs.Attribute[float], value: object) -> float:
@@ -17,20 +16,22 @@ def number(attribute: attrs.Attribute[float], value: object) -> float:
 
 
 def above_zero(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 < number(attribute, value) < math.inf:
-        raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
+    if not 0 < number(attribute, value) <= MAX_NUMBER:
+        raise ValueError(f"{attribute.name} must be finite and above 0, got {quote(value)}")
 
 
 def zero_or_more(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 <= number(attribute, value) < math.inf:
-        raise ValueError(f"{attribute.name} must be finite and 0 or more, got {value!r}")
+    if not 0 <= number(attribute, value) <= MAX_NUMBER:
+        raise ValueError(
+            f"{attribute.name} must be finite and 0 or more, got {quote(value)}"
+        )
 
 
 def whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
     if value < 0:
-        raise ValueError(f"{attribute.name} must be 0 or more, got {value!r}")
+        raise ValueError(f"{attribute.name} must be 0 or more, got {quote(value)}")
 
 
 def one_or_more_or_none(
@@ -43,7 +44,7 @@ def one_or_more_or_none(
             f"{attribute.name} must be a whole number or None, got {quote(value)}"
         )
     if value < 1:
-        raise ValueError(f"{attribute.name} must be 1 or more, or None, got {value!r}")
+        raise ValueError(f"{attribute.name} must be 1 or more, or None, got {quote(value)}")
 
 
 def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:

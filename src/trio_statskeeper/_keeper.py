@@ -138,7 +138,7 @@ class _Progress:
     """When the run in progress began, by Trio's clock."""
     ran_before: float = 0.0
     """Seconds that earlier runs took."""
-    timestamp: float = -math.inf
+    timestamp: float = 0.0
     """The newest timestamp: the next can't be less."""
     passes: int = 0
     exports_sent: int = 0
@@ -491,7 +491,8 @@ class StatsKeeper:
 async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery that wraps nothing in a group.
 
-    If tasks raise several exceptions, the first is raised and the others are logged.
+    If tasks raise several exceptions, the first is raised, and those of other classes are
+    logged.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -501,8 +502,9 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
     else:
         return
     errors = [e for e in raised if not isinstance(e, trio.Cancelled)]
-    for error in errors[1:]:
-        _logger.error("another exception in the same nursery", exc_info=error)
+    for error in errors:
+        if type(error) is not type(errors[0]):
+            _logger.error("another exception in the same nursery", exc_info=error)
     try:
         raise (errors or raised)[0]
     finally:

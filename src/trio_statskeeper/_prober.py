@@ -20,7 +20,8 @@ import logging
 import math
 import sys
 from bisect import insort
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from hashlib import blake2b
 from inspect import iscoroutinefunction
 from operator import attrgetter
@@ -46,8 +47,13 @@ _NO_ERROR = Map("error", {})
 # The metrics of every run, which a probe can't return.
 _OWN_METRICS = frozenset(("total", "success", "failure", "timeouts", "latency", "error"))
 
-# Targets that are gone through, or runs started, between two checkpoints.
+# Targets that are gone through, and runs that are started, between two checkpoints: each
+# some tenths of a millisecond.
 _STEP = 100
+_STARTING_STEP = 25
+
+# The share of the timeout by which a run may begin late without being called so.
+_LATENESS = 0.1
 
 
 @final
@@ -59,11 +65,12 @@ class ProberStatistics:
     """Runs whose result was sent."""
 
     runs_late: int
-    """Runs that had to wait: for an earlier run of their target, or for
-    `max_concurrent`."""
+    """Runs that began late by more than a tenth of the timeout: they waited for an earlier
+    run of their target or for `max_concurrent`, or something held up the loop."""
 
     runs_missed: int
-    """Runs that were left out, for the one before could not even begin."""
+    """Runs that were left out: the one before could not even begin, or the loop stood
+    still for an interval or more."""
 
     duplicates: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
@@ -115,12 +122,18 @@ class _Progress:
     targets: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
     # The same, by place.
     order: list[_Target] = attrs.field(factory=list[_Target])
+    # Targets that are gone, but whose cancelled runs are not over.
+    leaving: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
+
+
+def _is_async(probe: object) -> bool:
+    while isinstance(probe, partial):
+        probe = cast("partial[object]", probe).func
+    return iscoroutinefunction(probe) or iscoroutinefunction(type(probe).__call__)
 
 
 def _async(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not iscoroutinefunction(value) and not iscoroutinefunction(
-        getattr(value, "__call__", None)  # noqa: B004  # it is the function that is wanted
-    ):
+    if not callable(value) or not _is_async(value):
         raise TypeError(
             f"{attribute.name} must be an async function of an endpoint, "
             f"got {quote(value)}; for further arguments use functools.partial, not a lambda"
@@ -170,6 +183,13 @@ class Prober:
 
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
 
+    def __attrs_post_init__(self) -> None:
+        if math.isinf(self.timeout / self.interval):
+            raise ValueError(
+                f"timeout must be a countable number of intervals, got {self.timeout!r} "
+                f"and an interval of {self.interval!r}"
+            )
+
     async def run(
         self,
         results: trio.MemorySendChannel[ProbeResult],
@@ -201,6 +221,7 @@ class Prober:
         finally:
             progress.targets.clear()
             progress.order.clear()
+            progress.leaving.clear()
             progress.busy = False
 
     def statistics(self) -> ProberStatistics:
@@ -233,7 +254,7 @@ class Prober:
                 due = begin + target.place
                 if due > trio.current_time():
                     await trio.sleep_until(due)
-                elif count % _STEP == 0:
+                elif count % _STARTING_STEP == 0:
                     await trio.lowlevel.checkpoint()
                 if target.waiting:
                     progress.runs_missed += 1
@@ -253,29 +274,46 @@ class Prober:
 
     async def _relist(self, endpoints: tuple[Endpoint, ...], interval: int) -> None:
         """Give new targets a place, and cancel those that are gone."""
+        # A run that was just started has its scope, by which it can be cancelled, only
+        # after a checkpoint.
         await trio.lowlevel.checkpoint()
-        targets, order = self._progress.targets, self._progress.order
+        progress = self._progress
         for count, endpoint in enumerate(endpoints, 1):
             key = checked_endpoint(endpoint).key
-            target = targets.get(key)
+            target = progress.targets.get(key)
             if target is None:
-                slots = trio.Semaphore(math.ceil(self.timeout / self.interval))
-                target = _Target(endpoint, _share(key) * self.interval, slots)
-                targets[key] = target
-                insort(order, target, key=attrgetter("place"))
+                target = progress.targets[key] = self._new_target(endpoint)
+                insort(progress.order, target, key=attrgetter("place"))
             elif target.interval == interval:
-                self._progress.duplicates += 1
+                progress.duplicates += 1
                 continue
             target.endpoint = endpoint
             target.interval = interval
             if count % _STEP == 0:
                 await trio.lowlevel.checkpoint()
-        for target in order:
-            if target.interval != interval:
-                del targets[target.endpoint.key]
-                for scope in target.scopes:
-                    scope.cancel()
-        order[:] = [target for target in order if target.interval == interval]
+        gone = [target for target in progress.order if target.interval != interval]
+        progress.order[:] = [t for t in progress.order if t.interval == interval]
+        while gone:
+            target = gone.pop()
+            key = target.endpoint.key
+            del progress.targets[key]
+            if target.scopes:
+                progress.leaving[key] = target
+            for scope in target.scopes:
+                scope.cancel()
+            if len(gone) % _STARTING_STEP == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _new_target(self, endpoint: Endpoint) -> _Target:
+        key = endpoint.key
+        # If it was listed before, and has runs that are still not over, these count.
+        target = self._progress.leaving.pop(key, None)
+        if target is None:
+            # Rounded, lest 1.1 / 0.1 be more than 11.
+            overlap = math.ceil(round(self.timeout / self.interval, 9))
+            place = _share(key) * self.interval
+            target = _Target(endpoint, place, trio.Semaphore(max(overlap, 1)))
+        return target
 
     async def _run(
         self,
@@ -288,60 +326,87 @@ class Prober:
         progress = self._progress
         with trio.CancelScope() as scope:
             target.scopes.add(scope)
+            began = False
             try:
-                waits = 0 in (target.slots.value, limit.value)
                 async with target.slots:
                     async with limit:
+                        began = True
                         target.waiting = False
-                        progress.runs_late += waits and trio.current_time() > due
                         progress.running += 1
                         try:
-                            deltas = await self._measure(target)
+                            deltas = await self._measure(target, due)
                         finally:
                             progress.running -= 1
                     await results.send(_RunResult(target.endpoint.key, deltas))
                     progress.results_sent += 1
             finally:
+                if not began:
+                    target.waiting = False
                 target.scopes.discard(scope)
+                if not target.scopes:
+                    progress.leaving.pop(target.endpoint.key, None)
 
-    async def _measure(self, target: _Target) -> dict[str, Value]:
+    async def _measure(self, target: _Target, due: float) -> dict[str, Value]:
         """Run the probe, and return what the run adds to the metrics."""
         error = None
         further: Mapping[str, Value] = {}
         start = trio.current_time()
+        # What begins a little late ends in time nevertheless: the next run may have to wait
+        # for it, and the next, and delays would add up.
+        if start - due > self.timeout * _LATENESS:
+            self._progress.runs_late += 1
+            deadline = start + self.timeout
+        else:
+            deadline = due + self.timeout
         try:
-            with trio.move_on_after(self.timeout):
+            with trio.move_on_at(deadline):
                 further = _checked(await self.probe(target.endpoint))
         except Exception as raised:  # noqa: BLE001  # whatever it is, the run has failed
             error = self._error(target, raised)
         except BaseExceptionGroup as group:
-            # Cancelled from outside; what else was raised must not take its place.
-            _, cancelled = group.split(Exception)
-            raise cancelled or group from None
-        latency = trio.current_time() - start
+            cancelled = _but_exceptions(group)
+            if cancelled is not None:
+                # From outside: what else was raised must not take its place.
+                raise cancelled from None
+            error = self._error(target, group)
+        end = trio.current_time()
         # However it ended: a probe may not even have noticed that its time was up.
-        if latency >= self.timeout:
+        timed_out = end >= deadline
+        if timed_out:
             error, further = "timeout", {}
         deltas: dict[str, Value] = {
             "total": 1,
             "success": int(error is None),
             "failure": int(error is not None),
-            "timeouts": int(error == "timeout"),
+            "timeouts": int(timed_out),
         }
         if error is None:
-            deltas["latency"] = latency
+            deltas["latency"] = end - start
         deltas["error"] = _NO_ERROR if error is None else Map("error", {error: 1})
         return {**deltas, **further}  # noqa: ASYNC910  # `_run` has checkpoints
 
-    def _error(self, target: _Target, raised: Exception) -> str:
+    def _error(self, target: _Target, raised: BaseException) -> str:
         """Return the name of the exception's class, and log the first of that class."""
-        error = raised
-        while isinstance(error, ExceptionGroup):
-            error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+        error = next(_leaves(raised))
         if type(error) not in target.logged:
             target.logged.add(type(error))
             _logger.warning("%s: the probe failed", target.endpoint.key, exc_info=raised)
         return type(error).__name__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Go through the exceptions of a group, and of groups within it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _but_exceptions(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return a KeyboardInterrupt or the like, else a `Cancelled`, else None."""
+    leaves = [leaf for leaf in _leaves(group) if not isinstance(leaf, Exception)]
+    return min(leaves, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=None)
 
 
 def _share(key: str) -> float:
@@ -357,4 +422,4 @@ def _checked(metrics: Mapping[str, Value] | None) -> Mapping[str, Value]:
         raise TypeError(f"a probe must return metrics or None, not {quote(metrics)}")
     if taken := _OWN_METRICS & metrics.keys():
         raise ValueError(f"a probe can't return {sorted(taken)}: the prober counts those")
-    return metrics
+    return dict(metrics)

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import subprocess
-import sys
 import threading
-from collections import defaultdict
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from pathlib import Path
 
+import programs
 import pytest
+from programs import assert_harmless, assert_refused, exports_by_target
 
-from trio_statskeeper import EventMetrics, Map
+from trio_statskeeper import Map
 
-PROGRAM = Path(__file__).parents[2] / "examples/probe_http.py"
+start = partial(programs.start, "probe_http.py")
 FAST = ("--interval", "0.1", "--timeout", "0.5", "--export-interval", "0.25")
-
-
-def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, PROGRAM, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def assert_harmless(errors: str) -> None:
-    """Check that standard error tells the progress and the targets that fail, no more."""
-    progress, *failures = errors.splitlines()
-    assert re.fullmatch(
-        r"Probing every .* s, exporting every .* s. Ctrl-C ends it.", progress
-    )
-    for line in failures:
-        assert re.match(r"http://127.0.0.1:\d+/.*: the probe failed: .*Error\(", line)
-
-
-def exports_by_url(output: str) -> dict[str, list[EventMetrics]]:
-    exports = defaultdict(list)
-    for line in output.splitlines():
-        export = EventMetrics.parse(line)
-        exports[export.labels["dst"]].append(export)
-    return dict(exports)
 
 
 def test_without_urls_it_probes_what_is_well_what_is_flaky_and_what_is_closed():
@@ -52,7 +23,7 @@ def test_without_urls_it_probes_what_is_well_what_is_flaky_and_what_is_closed():
         output, errors = program.communicate(timeout=30)
     assert program.returncode == 0
     assert_harmless(errors)
-    exports = exports_by_url(output)
+    exports = exports_by_target(output)
     flaky = exports.pop(next(url for url in exports if url.endswith("/flaky")))
     well, closed = exports.values()
     assert min(len(well), len(flaky), len(closed)) > 1
@@ -98,7 +69,7 @@ def test_with_urls_it_probes_those(server):
         output, errors = program.communicate(timeout=30)
     assert program.returncode == 0
     assert_harmless(errors)
-    exports = exports_by_url(output)
+    exports = exports_by_target(output)
     assert list(exports) == urls
     well, missing, hangs = (exports[url][-1].metrics for url in urls)
     assert well["success"] == well["total"] == well["resp-code"].values["204"] > 2
@@ -115,7 +86,7 @@ def test_a_signal_ends_it_cleanly_with_a_last_export(signum):
         rest, errors = program.communicate(timeout=30)
     assert program.returncode == 0
     assert_harmless(errors)
-    before, after = exports_by_url("".join(first)), exports_by_url(rest)
+    before, after = exports_by_target("".join(first)), exports_by_target(rest)
     assert before.keys() == after.keys()
     # There was no tick since: it is the last pass that these lines come from.
     assert [len(exports) for exports in after.values()] == [1, 1, 1]
@@ -144,11 +115,7 @@ def test_it_ends_quietly_when_nobody_reads_its_output_any_more():
     ],
 )
 def test_bad_arguments_end_it_with_one_line_and_status_2(args, message):
-    with start(*args) as program:
-        output, errors = program.communicate(timeout=30)
-    assert (program.returncode, output) == (2, "")
-    assert errors.startswith(f"probe_http.py: {message}")
-    assert errors.count("\n") == 1
+    assert_refused("probe_http.py", args, message)
 
 
 def test_help_tells_what_it_does_and_each_option():

@@ -242,11 +242,13 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
     ticking = itertools.count(step=_keeper._FOLDING_STEP / 10)
     monkeypatch.setattr(_keeper, "perf_counter", lambda: next(ticking))
     keeper = make_keeper()
-    seen = [0]
+    seen: list[int] = []
     async with running(keeper) as run:
-        run.send(*map(one, "a" * 1_000))
         run.nursery.start_soon(spectate, keeper, seen)
+        await until(lambda: len(seen) > 0)
+        run.send(*map(one, "a" * 1_000))
         await until(lambda: keeper.statistics().folded == 1_000)
+        seen.append(1_000)
     # Two steps may come between two looks, and rounding may make 11 of 10.
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 22
 

@@ -127,21 +127,17 @@ async def test_targets_are_asked_for_at_each_interval(autojump_clock):
     assert asked == [0, 1, 2]
 
 
-async def test_a_target_that_is_removed_as_its_run_starts_is_cancelled_too(autojump_clock):
-    place = _share("a")
-    listed = [A]
-    probe = hanging()
-    prober = make_prober(probe, lambda: listed, interval=1, timeout=10)
-
-    async with running(prober) as run:
-        await trio.sleep(place / 2)
-        autojump_clock.jump(
-            1 - place / 2
-        )  # it is due at once, and the next interval begins
-        listed.clear()
+async def test_targets_that_are_removed_as_their_runs_start_are_cancelled_too(
+    autojump_clock,
+):
+    listed = [Endpoint(f"target {i}") for i in range(20)]
+    prober = make_prober(hanging(), lambda: listed, timeout=10)
+    async with running(prober):
+        # All are due at once, just as the next interval begins, in which they are gone.
+        listed = []
+        autojump_clock.jump(1)
         await trio.sleep(0.5)
         assert prober.statistics().running == 0
-        assert run.received() == []
 
 
 async def test_all_runs_of_a_removed_target_are_cancelled(autojump_clock):
@@ -156,15 +152,20 @@ async def test_all_runs_of_a_removed_target_are_cancelled(autojump_clock):
 
 
 async def test_a_target_that_comes_and_goes_has_no_more_runs_at_once_for_it(autojump_clock):
+    called = []
+
     async def stubborn(endpoint: Endpoint) -> None:
+        called.append(trio.current_time())
         with trio.CancelScope(shield=True):
             await trio.sleep(20)
 
-    lists = itertools.cycle([[A], []])
+    lists = itertools.cycle([[A], [A], []])
     prober = make_prober(stubborn, lambda: next(lists))
     async with running(prober):
         await trio.sleep(15)
         assert prober.statistics().running == 1
+        await trio.sleep(45)
+    assert len(called) == 3  # it is probed again when the run before is over
 
 
 async def test_a_target_that_returns_is_probed_again_though_a_run_waited_when_it_left(
@@ -240,11 +241,11 @@ async def test_intervals_that_passed_while_the_loop_stood_still_are_missed_not_m
     prober = make_prober(probe, [A, B])
     async with running(prober):
         await trio.sleep(0.99)
-        autojump_clock.jump(3.5)  # to 4.49
+        autojump_clock.jump(3.7)  # to 4.69
         await trio.sleep(1)
     early, late = sorted("ab", key=_share)
-    assert times(probe, early) == [_share(early), 4.49, 5 + _share(early)]
-    assert times(probe, late)[-1] == 4 + _share(late)
+    assert times(probe, early) == [_share(early), pytest.approx(4.69), 5 + _share(early)]
+    assert times(probe, late) == [_share(late), pytest.approx(4.69), 5 + _share(late)]
     assert prober.statistics().runs_missed == 3 * 2
 
 
@@ -292,6 +293,30 @@ async def test_no_rounding_makes_a_timeout_a_success_or_a_run_late(
     assert len(results) > 490
     assert {metrics["timeouts"] for _, metrics in results} == {1}
     assert prober.statistics().runs_late == prober.statistics().runs_missed == 0
+
+
+async def test_a_run_that_begins_a_little_late_ends_in_time_nevertheless(autojump_clock):
+    due = _share("a")
+    prober = make_prober(hanging(), timeout=0.5)
+    async with running(prober) as run:
+        await trio.testing.wait_all_tasks_blocked()
+        autojump_clock.jump(due + 0.04)
+        await trio.sleep_until(due + 0.51)
+        assert [metrics["timeouts"] for _, metrics in run.received()] == [1]
+    assert prober.statistics().runs_late == 0
+
+
+async def test_a_run_that_begins_late_has_its_whole_time(autojump_clock):
+    due = _share("a")
+    prober = make_prober(hanging(), timeout=0.5)
+    async with running(prober) as run:
+        await trio.testing.wait_all_tasks_blocked()
+        autojump_clock.jump(due + 0.06)
+        await trio.sleep_until(due + 0.55)
+        assert run.received() == []
+        await trio.sleep_until(due + 0.57)
+        assert [metrics["timeouts"] for _, metrics in run.received()] == [1]
+    assert prober.statistics().runs_late == 1
 
 
 async def test_a_probe_that_raises_as_its_time_is_up_has_timed_out(autojump_clock):
@@ -514,6 +539,9 @@ OWN_METRICS = ["total", "success", "failure", "timeouts", "latency", "error"]
 
 
 class Unreadable(Mapping[str, int]):
+    def __contains__(self, key: object) -> bool:
+        return False
+
     def __getitem__(self, key: str) -> int:
         raise OSError("no value")
 
@@ -561,6 +589,17 @@ async def test_the_first_exception_of_each_class_and_target_is_logged(
     assert "OSError: first" in caplog.text
     assert "ValueError: third" in caplog.text
     assert "Traceback" in caplog.text
+
+
+async def test_an_exception_group_is_logged_whole(autojump_clock, caplog):
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ExceptionGroup("two", [OSError("first"), ValueError("second")])
+
+    async with running(make_prober(probe)):
+        await trio.sleep(0.99)
+    assert "OSError: first" in caplog.text
+    assert "ValueError: second" in caplog.text
 
 
 # The results channel, and the limit
@@ -707,6 +746,48 @@ async def test_it_may_run_again(autojump_clock):
         async with running(prober):
             await trio.sleep(1.99)
         assert prober.statistics().results_sent == expected
+
+
+async def test_another_run_may_have_other_targets(autojump_clock):
+    listed = [A]
+    probe = slow()
+    prober = make_prober(probe, lambda: listed)
+    async with running(prober):
+        await trio.sleep(1.99)
+    listed = [B]
+    second = trio.current_time()
+    async with running(prober):
+        await trio.sleep(1.99)
+        assert prober.statistics().targets == 1
+    assert {key for time, key in probe.calls if time > second} == {"b"}
+
+
+async def test_nothing_is_kept_of_runs_that_are_over(autojump_clock):
+    prober = make_prober(slow())
+    async with running(prober):
+        await trio.sleep(50.99)
+        assert len(prober._progress.targets["a"].scopes) == 0
+
+
+async def test_a_list_of_targets_that_changes_as_it_is_gone_through_does_no_harm(
+    autojump_clock,
+):
+    listed = [Endpoint(f"target {i}") for i in range(1_000)]
+    asked = trio.Event()
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            asked.set()
+        return listed
+
+    prober = make_prober(well, targets)
+    async with running(prober) as run:
+        await asked.wait()
+        await trio.lowlevel.checkpoint()
+        listed.clear()
+        run.received()
+        await trio.sleep(0.99)
+        assert len(run.received()) > 900
 
 
 async def test_with_a_keeper_all_is_exact(autojump_clock):

@@ -221,7 +221,6 @@ class Prober:
         finally:
             progress.targets.clear()
             progress.order.clear()
-            progress.leaving.clear()
             progress.busy = False
 
     def statistics(self) -> ProberStatistics:
@@ -309,8 +308,7 @@ class Prober:
         # If it was listed before, and has runs that are still not over, these count.
         target = self._progress.leaving.pop(key, None)
         if target is None:
-            # Rounded, lest 1.1 / 0.1 be more than 11.
-            overlap = math.ceil(round(self.timeout / self.interval, 9))
+            overlap = math.ceil(self.timeout / self.interval)
             place = _share(key) * self.interval
             target = _Target(endpoint, place, trio.Semaphore(max(overlap, 1)))
         return target

@@ -159,8 +159,8 @@ async def test_a_target_that_comes_and_goes_has_no_more_runs_at_once_for_it(auto
         with trio.CancelScope(shield=True):
             await trio.sleep(20)
 
-    lists = itertools.cycle([[A], [A], []])
-    prober = make_prober(stubborn, lambda: next(lists))
+    lists = iter([[A], [A], []])
+    prober = make_prober(stubborn, lambda: next(lists, [A]))
     async with running(prober):
         await trio.sleep(15)
         assert prober.statistics().running == 1
@@ -554,7 +554,12 @@ class Unreadable(Mapping[str, int]):
 
 @pytest.mark.parametrize(
     ("returned", "error"),
-    [({"total": 5}, "ValueError"), ("well", "TypeError"), (7, "TypeError")],
+    [
+        *[({name: 5}, "ValueError") for name in OWN_METRICS],
+        ("well", "TypeError"),
+        (7, "TypeError"),
+        (Unreadable(), "OSError"),
+    ],
 )
 async def test_a_probe_that_returns_what_it_must_not_has_failed(
     autojump_clock, caplog, returned, error

@@ -33,7 +33,7 @@ import trio
 from ._checks import above_zero, is_callable, one_or_more_or_none
 from ._endpoint import Endpoint, checked_endpoint
 from ._keeper import bare_nursery
-from ._totals import ProbeResult
+from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
 
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
@@ -80,15 +80,6 @@ class ProberStatistics:
 
     running: int
     """Probes that are running now."""
-
-
-@attrs.frozen
-class _RunResult:
-    target: str
-    deltas: Mapping[str, Value]
-
-    def metrics(self) -> Mapping[str, Value]:
-        return self.deltas
 
 
 @attrs.define(eq=False)
@@ -335,7 +326,7 @@ class Prober:
                             deltas = await self._measure(target, due)
                         finally:
                             progress.running -= 1
-                    await results.send(_RunResult(target.endpoint.key, deltas))
+                    await results.send(PlainResult(target.endpoint.key, deltas))
                     progress.results_sent += 1
             finally:
                 if not began:

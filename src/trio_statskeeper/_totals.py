@@ -67,8 +67,8 @@ class ProbeResult(Protocol):
 
 
 @attrs.frozen
-class _Evaluated:
-    """A result whose `metrics()` was called, which is done only once."""
+class PlainResult:
+    """A result that holds what its `metrics()` returns."""
 
     target: str
     deltas: Mapping[str, Value]
@@ -381,7 +381,8 @@ class Totals:
         target = self._targets.get(key)
         if target is None and not self._has_room_for(key):
             if self._relisting is not None:
-                return _Evaluated(key, deltas)
+                # `metrics()` of the user's own is called only once.
+                return PlainResult(key, deltas)
             never_listed = f"never listed, as {self.max_unlisted} others"
             self._reject("unlisted", f"target {quote(key)}: {never_listed}")
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -27,24 +28,18 @@ def zero_or_more(_: object, attribute: attrs.Attribute[float], value: float) -> 
         )
 
 
-def whole(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
-    if value < 0:
-        raise ValueError(f"{attribute.name} must be 0 or more, got {quote(value)}")
+def whole(least: int) -> Callable[[object, attrs.Attribute[Any], int], None]:
+    """Return a validator of whole numbers of `least` or more."""
 
+    def check(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{attribute.name} must be a whole number, got {quote(value)}")
+        if value < least:
+            raise ValueError(
+                f"{attribute.name} must be {least} or more, got {quote(value)}"
+            )
 
-def one_or_more_or_none(
-    _: object, attribute: attrs.Attribute[int | None], value: int | None
-) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{attribute.name} must be a whole number or None, got {quote(value)}"
-        )
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be 1 or more, or None, got {quote(value)}")
+    return check
 
 
 def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -198,10 +198,10 @@ class StatsKeeper:
     string that is not renewed is exported. None: ten export intervals; `math.inf`: for
     ever."""
 
-    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=whole)
+    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=whole(0))
     """How many targets that were never listed are kept."""
 
-    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=whole)
+    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=whole(0))
     """How many keys a `Map` of a target may have."""
 
     flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)

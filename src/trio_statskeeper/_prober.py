@@ -30,7 +30,7 @@ from typing import Any, TypeAlias, cast, final
 import attrs
 import trio
 
-from ._checks import above_zero, is_callable, one_or_more_or_none
+from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint
 from ._keeper import bare_nursery
 from ._totals import PlainResult, ProbeResult
@@ -168,7 +168,7 @@ class Prober:
     a target overlap."""
 
     max_concurrent: int | None = attrs.field(
-        default=None, kw_only=True, validator=one_or_more_or_none
+        default=None, kw_only=True, validator=attrs.validators.optional(whole(1))
     )
     """How many probes may run at once; None: any number."""
 

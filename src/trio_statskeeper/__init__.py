@@ -2,6 +2,7 @@
 
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
+from ._fan_out import fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._prober import Prober, ProberStatistics
 from ._totals import ProbeResult
@@ -27,5 +28,6 @@ __all__ = [
     "StatsKeeper",
     "Value",
     "exponential_bounds",
+    "fan_out",
     "parse_value",
 ]

@@ -1,0 +1,50 @@
+"""Real servers as fixtures; real_servers.py says how they come here."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+import real_servers
+from real_servers import OtlpReceiver, Prometheus
+
+
+@pytest.fixture(scope="session")
+def prometheus_programs():
+    return real_servers.find_prometheus()
+
+
+@pytest.fixture(scope="session")
+def mockotlpserver():
+    return real_servers.find_mockotlpserver()
+
+
+@pytest.fixture
+def start_prometheus(prometheus_programs, tmp_path_factory):
+    """Start a Prometheus that scrapes these targets: `start("127.0.0.1:80", ...)`."""
+    with ExitStack() as servers:
+
+        def start(*targets, scrape_interval="1s"):
+            folder = tmp_path_factory.mktemp("prometheus")
+            server = Prometheus(prometheus_programs[0], folder, targets, scrape_interval)
+            return servers.enter_context(server)
+
+        yield start
+
+
+@pytest.fixture
+def check_metrics(prometheus_programs):
+    return partial(real_servers.check_metrics, prometheus_programs[1])
+
+
+@pytest.fixture
+def start_otlp_receiver(mockotlpserver, tmp_path_factory):
+    """Start a receiver of OTLP, on this port if any is given."""
+    with ExitStack() as servers:
+
+        def start(port=0):
+            folder = tmp_path_factory.mktemp("otlp")
+            return servers.enter_context(OtlpReceiver(mockotlpserver, folder, port))
+
+        yield start

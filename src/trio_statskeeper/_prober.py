@@ -172,6 +172,12 @@ class Prober:
     )
     """How many probes may run at once; None: any number."""
 
+    name: str = attrs.field(
+        default="", kw_only=True, validator=attrs.validators.instance_of(str)
+    )
+    """What the prober's own statistics have as their label `probe` when they are exported;
+    best that of its keeper."""
+
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
 
     def __attrs_post_init__(self) -> None:

@@ -25,7 +25,7 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from operator import add
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 import attrs
@@ -51,6 +51,21 @@ Row: TypeAlias = list[Any]
 # targets whose rows are dropped.
 _STEP = 500
 _EXPIRY_STEP = 100
+
+
+# Why a result was not folded in; `KeeperStatistics` explains them.
+Reason: TypeAlias = Literal[
+    "error",
+    "type",
+    "kind",
+    "bounds",
+    "negative",
+    "not-finite",
+    "overflow",
+    "map-name",
+    "map-keys",
+    "unlisted",
+]
 
 
 class ProbeResult(Protocol):
@@ -90,9 +105,9 @@ def _evaluated(result: ProbeResult) -> tuple[str, Mapping[str, Value]]:
 class _Rejected(Exception):
     """A result can't be folded in."""
 
-    def __init__(self, reason: str, explanation: str) -> None:
+    def __init__(self, reason: Reason, explanation: str) -> None:
         super().__init__(explanation)
-        self.reason = reason
+        self.reason: Reason = reason
 
 
 class _NewKeys(Exception):
@@ -413,7 +428,7 @@ class Totals:
     def _has_room_for(self, key: str) -> bool:
         return key in self.listed or len(self._never_listed) < self.max_unlisted
 
-    def _reject(self, reason: str, explanation: str) -> None:
+    def _reject(self, reason: Reason, explanation: str) -> None:
         self.rejected[reason] += 1
         self.unreported[reason] += 1
         self.newest_rejection = explanation

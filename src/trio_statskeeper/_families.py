@@ -1,0 +1,250 @@
+"""Metric families: what metrics are called in the monitoring systems that we export to.
+
+A family is what Prometheus calls so: all samples of one name, of one kind, with one help
+text. Names that Prometheus could not take are changed to such as it can, for OpenTelemetry
+too, so that a metric has the same name whichever way it takes. Where two metrics, or two
+kinds of one, would have the same name, the first has it; the other is left out, and logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import attrs
+
+from ._event_metrics import EventMetrics
+from ._newest import GONE_AFTER
+from ._values import (
+    Distribution,
+    Gauge,
+    Map,
+    Value,
+    checked_bounds,
+    quote,
+    unchecked_distribution,
+)
+
+Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
+
+_logger = logging.getLogger("trio_statskeeper")
+
+# What the samples of a family add to its name. The name itself is taken, too.
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "counter": ("_total", "_created"),
+    "gauge": (),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "info": ("_info",),
+}
+
+_HELP: dict[Kind, str] = {
+    "counter": "Sum of {} over all probe runs",
+    "gauge": "Newest {}",
+    "histogram": "Distribution of {} over all probe runs",
+    "info": "Newest {}",
+}
+
+_NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
+
+# How many families there may be before those out of use are looked for, and of how many
+# problems it is remembered that they were logged.
+_MEMORY = 1_000
+
+# A metric, its kind, and the name of the map if it is one.
+_Key: TypeAlias = tuple[str, Kind, str | None]
+
+
+@attrs.define(eq=False)
+class Family:
+    """What the values of one metric are called."""
+
+    key: _Key
+    label: str | None
+    """The label by which a family's samples of one target differ, or that has the text."""
+    in_seconds: bool
+    """Whether its values are to be converted from the latency unit to seconds."""
+    name: str
+    """Prometheus' name, without what the samples add to it: `probe_latency_seconds`."""
+    otlp_name: str
+    """OpenTelemetry's name, of which the unit is no part: `probe_latency`."""
+    help: str
+    used_until: float = 0.0
+    """When the last of its series will be gone."""
+
+    @property
+    def kind(self) -> Kind:
+        return self.key[1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, *(self.name + suffix for suffix in _SUFFIXES[self.kind])
+
+    def __str__(self) -> str:
+        return f"{quote(self.key[0])}, a {self.kind}"
+
+
+@attrs.frozen
+class Resolved:
+    """An export in the terms of the monitoring systems."""
+
+    labels: dict[str, str]
+    metrics: list[tuple[Family, Value]]
+    gone_at: float
+    """When its series are gone unless they come again, in seconds of Trio's clock."""
+
+
+@attrs.define(eq=False)
+class Families:
+    """The families in use, and the names that they take."""
+
+    prefix: str
+    help: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    """Help texts by metric, for those that have one of their own."""
+
+    _families: dict[_Key, Family] = attrs.field(init=False, factory=dict[_Key, Family])
+    _holders: dict[str, Family] = attrs.field(init=False, factory=dict[str, Family])
+    _purge_at: int = attrs.field(init=False, default=_MEMORY)
+    _logged: set[str] = attrs.field(init=False, factory=set[str])
+
+    def resolve(self, export: EventMetrics, now: float) -> Resolved:
+        """Find the families of an export's metrics; leave out and log those that clash."""
+        metrics: list[tuple[Family, Value]] = []
+        labels = {
+            label_name(name): valid_text(value) for name, value in export.labels.items()
+        }
+        gone_at = now + GONE_AFTER * export.export_interval
+        if len(labels) < len(export.labels):
+            self._leave_out(f"labels, two of them of one name: {[*export.labels]}")
+            return Resolved(labels, metrics, gone_at)
+        for metric, value in export.metrics.items():
+            key = _key(metric, value)
+            family = self._families.get(key)
+            if family is None:
+                family = self._new_family(key, now)
+                if family is None:
+                    continue
+            family.used_until = max(family.used_until, gone_at)
+            if family.label in labels:
+                self._leave_out(f"{family}: the target has a label {family.label}, too")
+                continue
+            if family.in_seconds and export.latency_unit != 1:
+                try:
+                    value = in_seconds(value, export.latency_unit)  # noqa: PLW2901
+                except ValueError as error:
+                    self._leave_out(f"{family}, in seconds: {error}")
+                    continue
+            metrics.append((family, value))
+        return Resolved(labels, metrics, gone_at)
+
+    def _new_family(self, key: _Key, now: float) -> Family | None:
+        family = _family(self.prefix, key, self.help.get(key[0]))
+        if len(self._families) >= self._purge_at:
+            for idle in [f for f in self._families.values() if f.used_until <= now]:
+                self._forget(idle)
+            self._purge_at = len(self._families) + _MEMORY
+        for name in family.names:
+            holder = self._holders.get(name)
+            if holder is None:
+                continue
+            if holder.used_until > now:
+                self._leave_out(f"{family}: its name, {name}, is that of {holder}")
+                return None
+            self._forget(holder)
+        self._families[key] = family
+        self._holders.update(dict.fromkeys(family.names, family))
+        return family
+
+    def _forget(self, family: Family) -> None:
+        del self._families[family.key]
+        for name in family.names:
+            del self._holders[name]
+
+    def _leave_out(self, what: str) -> None:
+        if what not in self._logged:
+            if len(self._logged) == _MEMORY:
+                self._logged.clear()
+            self._logged.add(what)
+            _logger.warning("not exported: %s", what)
+
+
+def _key(metric: str, value: Value) -> _Key:
+    if isinstance(value, Map):
+        return metric, "counter", value.name
+    if isinstance(value, Distribution):
+        return metric, "histogram", None
+    if isinstance(value, Gauge):
+        return metric, "gauge", None
+    return metric, "info" if isinstance(value, str) else "counter", None
+
+
+def _family(prefix: str, key: _Key, help_text: str | None) -> Family:
+    metric, kind, map_name = key
+    name = otlp_name = prefix + _NOT_IN_NAMES.sub("_", metric)
+    if help_text is None:
+        help_text = _HELP[kind].format(valid_text(metric))
+    label = None if map_name is None else label_name(map_name)
+    in_seconds = kind != "info" and (
+        metric == "latency" or metric.endswith(("-latency", "_latency"))
+    )
+    if in_seconds:
+        name += "_seconds"
+        help_text += ", in seconds"
+    elif kind == "counter":
+        name = name.removesuffix("_total")
+    if kind == "histogram":
+        label = "le"
+    elif kind == "info":
+        label = label_name(metric)
+        otlp_name += "_info"
+    return Family(key, label, in_seconds, name, otlp_name, f"{help_text}.")
+
+
+@lru_cache
+def label_name(name: str) -> str:
+    """Return `name` as Prometheus allows it."""
+    name = _NOT_IN_NAMES.sub("_", name)
+    if name == "" or name[0].isdigit():
+        name = f"_{name}"
+    return re.sub("^__+", "_", name)  # what begins with two is Prometheus' own
+
+
+def valid_text(text: str) -> str:
+    """Return `text` with lone surrogates, which UTF-8 does not have, escaped."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def in_seconds(value: Value, unit: float) -> Value:
+    """Return `value`, which is in units of so many seconds, in seconds.
+
+    Raises:
+      ValueError: if floats can't hold it, or can't tell its bounds apart any more.
+    """
+    if isinstance(value, Map):
+        return Map(value.name, {k: _product(n, unit) for k, n in value.values.items()})
+    if isinstance(value, Distribution):
+        bounds = _bounds_in_seconds(value.bounds, unit)
+        total = _product(value.sum, unit)
+        return unchecked_distribution(bounds, value.bucket_counts, total)
+    if isinstance(value, Gauge):
+        return Gauge(_product(value.value, unit))
+    return value if isinstance(value, str) else _product(value, unit)
+
+
+@lru_cache
+def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, ...]:
+    return checked_bounds(_product(bound, unit) for bound in bounds)
+
+
+def _product(number: float, unit: float) -> float:
+    # As reckoned by hand: 3 * 0.1 is 0.3, not 0.30000000000000004.
+    product = float(Decimal(repr(number)) * Decimal(repr(unit)))
+    if not math.isfinite(product) and math.isfinite(number):
+        raise ValueError(f"beyond the largest float: {number!r} times {unit!r}")
+    return product

@@ -1,0 +1,89 @@
+"""The statistics of keepers and probers themselves, as exports like any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, cast, get_args
+
+import attrs
+
+from ._event_metrics import EventMetrics
+from ._keeper import KeeperStatistics, StatsKeeper
+from ._prober import Prober
+from ._totals import Reason
+from ._values import Gauge, Map, Value, quote
+
+Observed: TypeAlias = StatsKeeper | Prober
+
+PREFIX = "statskeeper_"
+
+HELP = {
+    "folded": "Results of probe runs that were added to the totals",
+    "rejected": "Results of probe runs that could not be added to the totals",
+    "passes": "Exports of all targets that were completed",
+    "exports_sent": "Exports of single targets that were sent",
+    "ticks_missed": "Exports of all targets left out: the one before took too long",
+    "duplicates": "Targets with the key of an earlier one, over all calls of targets()",
+    "expired": "Targets whose totals were dropped: they had not been listed for too long",
+    "targets_held": "Targets of which there are totals now",
+    "prober_results_sent": "Probe runs whose result was sent",
+    "prober_runs_late": "Probe runs that began late by more than a tenth of the timeout",
+    "prober_runs_missed": "Probe runs that were left out",
+    "prober_duplicates": "Targets with the key of an earlier one, as for the keeper",
+    "prober_targets": "Targets that are probed now",
+    "prober_running": "Probes that are running now",
+}
+
+_GAUGES = frozenset(("targets_held", "prober_targets", "prober_running"))
+
+# No keeper or prober has counted anything before.
+_NOTHING_COUNTED_AT = time.time()
+
+
+def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
+    """Return the keepers and probers whose statistics are to be exported.
+
+    Raises:
+      TypeError: if one is neither.
+      ValueError: if the statistics of two could not be told apart.
+    """
+    checked = tuple(of)
+    seen = set[object]()
+    for each in checked:
+        if not isinstance(each, StatsKeeper | Prober):
+            raise TypeError(
+                f"statistics are those of keepers and probers, got {quote(each)}"
+            )
+        identity = (type(each), *_labels(each).values())
+        if identity in seen:
+            raise ValueError(
+                f"the statistics of two {type(each).__name__}s called {each.name!r} "
+                "can't be told apart; give them names"
+            )
+        seen.add(identity)
+    return checked
+
+
+def own_statistics(of: Observed) -> EventMetrics:
+    """Return the statistics of a keeper or prober, by the names that `HELP` has."""
+    statistics = of.statistics()
+    prefix = "" if isinstance(statistics, KeeperStatistics) else "prober_"
+    metrics: dict[str, Value] = {}
+    for field, value in attrs.asdict(statistics, recurse=False).items():
+        name = prefix + field
+        if name in _GAUGES:
+            metrics[name] = Gauge(value)
+        elif isinstance(value, Mapping):
+            # With zeros: who waits for an increase must have seen the number before.
+            counts = cast("Mapping[str, int]", value)
+            metrics[name] = Map("reason", {**dict.fromkeys(get_args(Reason), 0), **counts})
+        else:
+            metrics[name] = value
+    return EventMetrics(time.time(), _NOTHING_COUNTED_AT, _labels(of), metrics)
+
+
+def _labels(of: Observed) -> dict[str, str]:
+    if isinstance(of, StatsKeeper):
+        return {"ptype": of.ptype, "probe": of.name}
+    return {"probe": of.name}

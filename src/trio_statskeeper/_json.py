@@ -1,0 +1,194 @@
+"""EventMetrics as JSON, without loss."""
+
+from __future__ import annotations
+
+import math
+from json import JSONDecodeError, JSONDecoder, JSONEncoder
+from typing import TypeAlias
+
+import attrs
+
+from ._event_metrics import EventMetrics
+from ._values import (
+    Distribution,
+    Gauge,
+    Map,
+    Value,
+    parse_number,
+    plain_number,
+    quote,
+)
+
+# What is read.
+_Json: TypeAlias = "bool | int | float | str | list[_Json] | dict[str, _Json] | None"
+
+_FIELDS = tuple(field.name for field in attrs.fields(EventMetrics))
+
+# ASCII alone, so that neither encodings nor lone surrogates can do harm.
+_encoder = JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+
+
+def to_json(event_metrics: EventMetrics) -> str:
+    """Return one line of JSON, without its end, which `from_json` reads back equal.
+
+    Raises:
+      ValueError: if a number is NaN.
+    """
+    return _encoder.encode(
+        {
+            "timestamp": _finite_or_text(event_metrics.timestamp),
+            "start_timestamp": _finite_or_text(event_metrics.start_timestamp),
+            "labels": dict(event_metrics.labels),
+            "metrics": {
+                name: _to_json(value) for name, value in event_metrics.metrics.items()
+            },
+            "latency_unit": _finite_or_text(event_metrics.latency_unit),
+            "export_interval": _finite_or_text(event_metrics.export_interval),
+        }
+    )
+
+
+def _to_json(value: Value) -> object:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Gauge):
+        return {"gauge": _finite_or_text(value.value)}
+    if isinstance(value, Map):
+        return {"map": value.name, "values": dict(value.values)}
+    if isinstance(value, Distribution):
+        return {
+            "bounds": value.bounds,
+            "bucket_counts": value.bucket_counts,
+            "sum": value.sum,
+        }
+    number = _finite_or_text(value)
+    return {"number": number} if isinstance(number, str) else number
+
+
+def _finite_or_text(value: float) -> int | float | str:
+    """Return the text of an infinite number, for which JSON has none."""
+    number = plain_number(value)
+    if isinstance(number, int) or math.isfinite(number):
+        return number
+    if math.isnan(number):
+        raise ValueError("NaN can't be written as JSON")
+    return "+Inf" if number > 0 else "-Inf"
+
+
+def from_json(line: str) -> EventMetrics:
+    """Read a line back that `to_json` wrote.
+
+    All that it holds comes back equal, of the same types and in the same order. (Only a
+    string that holds the two halves of one character, as lone surrogates, comes back with
+    that character.)
+
+    Raises:
+      ValueError: if `line` is not such a line; the message quotes what is wrong.
+    """
+    try:
+        fields: _Json = _decoder.decode(line)
+    except JSONDecodeError as error:
+        raise ValueError(f"not JSON: {quote(line)}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"nested too deeply: {quote(line)}") from None
+    fields = _object("an export", fields)
+    if fields.keys() != set(_FIELDS):
+        raise ValueError(
+            f"expected the fields {', '.join(_FIELDS)}, got {quote(list(fields))}"
+        )
+    return EventMetrics(
+        timestamp=_number("timestamp", fields["timestamp"]),
+        start_timestamp=_number("start_timestamp", fields["start_timestamp"]),
+        labels={
+            name: _text(f"label {quote(name)}", label)
+            for name, label in _object("labels", fields["labels"]).items()
+        },
+        metrics={
+            name: _metric(name, value)
+            for name, value in _object("metrics", fields["metrics"]).items()
+        },
+        latency_unit=_number("latency_unit", fields["latency_unit"]),
+        export_interval=_number("export_interval", fields["export_interval"]),
+    )
+
+
+def _different_names(pairs: list[tuple[str, _Json]]) -> dict[str, _Json]:
+    names: dict[str, _Json] = {}
+    for name, value in pairs:
+        if name in names:
+            raise ValueError(f"{quote(name)} stands twice in one object")
+        names[name] = value
+    return names
+
+
+# `parse_number` knows neither NaN nor Infinity, and refuses what a float can't hold.
+_decoder = JSONDecoder(
+    object_pairs_hook=_different_names,
+    parse_int=parse_number,
+    parse_float=parse_number,
+    parse_constant=parse_number,
+)
+
+
+def _metric(name: str, value: _Json) -> Value:
+    try:
+        return _from_json(value)
+    except ValueError as error:
+        raise ValueError(f"metric {quote(name)}: {error}") from None
+
+
+def _from_json(value: _Json) -> Value:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a number, string or object, got {quote(value)}")  # noqa: TRY004
+    names = value.keys()
+    if names == {"number"}:
+        return _number("number", value["number"])
+    if names == {"gauge"}:
+        return Gauge(_number("gauge", value["gauge"]))
+    if names == {"map", "values"}:
+        counts = _object("values", value["values"])
+        return Map(
+            _text("map", value["map"]),
+            {key: _number(f"value {quote(key)}", count) for key, count in counts.items()},
+        )
+    if names == {"bounds", "bucket_counts", "sum"}:
+        return Distribution(
+            [_number("each bound", bound) for bound in _array("bounds", value["bounds"])],
+            [_whole(count) for count in _array("bucket_counts", value["bucket_counts"])],
+            _number("sum", value["sum"]),
+        )
+    raise ValueError(f"expected a gauge, map or distribution, got {quote(value)}")
+
+
+def _object(what: str, value: _Json) -> dict[str, _Json]:
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{what} must be an object, got {quote(value)}")
+
+
+def _array(what: str, value: _Json) -> list[_Json]:
+    if isinstance(value, list):
+        return value
+    raise ValueError(f"{what} must be an array, got {quote(value)}")
+
+
+def _text(what: str, value: _Json) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{what} must be a string, got {quote(value)}")
+
+
+def _whole(value: _Json) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"each bucket count must be a whole number, got {quote(value)}")
+
+
+def _number(what: str, value: _Json) -> int | float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if value in ("+Inf", "-Inf"):
+        return parse_number(value)
+    raise ValueError(f"{what} must be a number, got {quote(value)}")

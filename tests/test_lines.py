@@ -1,0 +1,670 @@
+"""Exports as lines, to standard output or a file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+from helpers import one
+from trio.testing import wait_all_tasks_blocked
+
+from trio_statskeeper import (
+    Endpoint,
+    EventMetrics,
+    StatsKeeper,
+    fan_out,
+)
+from trio_statskeeper.lines import from_json, to_json, write_lines
+
+LINE = "1519084040 labels=dst=a total={}\n"
+
+# Longer than what a pipe holds, and than a batch.
+LONG = EventMetrics(1519084040, 0, {"dst": "a"}, {"page": "x" * 200_000})
+
+
+def export(total=1, dst="a"):
+    return EventMetrics(1519084040, 0, {"dst": dst}, {"total": total})
+
+
+def lines(*totals):
+    return "".join(LINE.format(total) for total in totals)
+
+
+def channel_of(*exports):
+    """Return a channel that has these exports, and then ends."""
+    send, receive = trio.open_memory_channel[EventMetrics](len(exports))
+    for event_metrics in exports:
+        send.send_nowait(event_metrics)
+    send.close()
+    return receive
+
+
+async def until(condition):
+    """Wait until something has been done; for ever would be long for a test that fails."""
+    with trio.fail_after(10):
+        while True:
+            await trio.lowlevel.checkpoint()
+            if condition():
+                return
+
+
+def descriptors(path):
+    """Return the descriptors by which this process has `path` open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if entry.readlink() == path:
+                found.append(int(entry.name))
+    return found
+
+
+def read_all(descriptor):
+    with os.fdopen(descriptor, encoding="utf-8") as file:
+        return file.read()
+
+
+def reader_of(fifo):
+    """Open a FIFO for reading, without waiting for who writes."""
+    descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.log"
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What each call of `os.write` was given."""
+    calls = []
+    write = os.write
+
+    def noted(descriptor, data):
+        calls.append(bytes(data))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    return calls
+
+
+# Standard output
+
+
+async def test_each_export_is_a_line_on_standard_output(capsys):
+    await write_lines(channel_of(export(1), export(2)))
+    assert capsys.readouterr().out == lines(1, 2)
+
+
+async def test_each_export_is_an_object_of_json_if_wanted(capsys):
+    await write_lines(channel_of(export(1), export(2)), json=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert [from_json(first), from_json(second)] == [export(1), export(2)]
+
+
+async def test_standard_output_is_flushed(monkeypatch):
+    inner = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(inner, encoding="utf-8"))
+    await write_lines(channel_of(export(1)))
+    assert inner.getvalue().decode() == lines(1)
+
+
+async def test_standard_output_is_what_it_is_at_each_write(monkeypatch):
+    first, second = io.StringIO(), io.StringIO()
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    monkeypatch.setattr(sys, "stdout", first)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, receive)
+        await send.send(export(1))
+        await until(first.getvalue)
+        monkeypatch.setattr(sys, "stdout", second)
+        await send.send(export(2))
+        send.close()
+    assert first.getvalue() == lines(1)
+    assert second.getvalue() == lines(2)
+
+
+@pytest.mark.parametrize("dst", ["\u00e9", "\u2603", "\U0001f600", "\ud83d"])
+async def test_what_standard_output_cannot_encode_is_escaped_and_reads_back(
+    monkeypatch, dst
+):
+    inner = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(inner, encoding="ascii"))
+    await write_lines(channel_of(export(dst=dst)))
+    assert EventMetrics.parse(inner.getvalue().decode("ascii")).labels == {"dst": dst}
+
+
+@pytest.fixture
+def closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    # Closing it fails, too: it still has what could not be written.
+    with suppress(BrokenPipeError), os.fdopen(write, "w") as pipe:
+        yield pipe
+
+
+async def test_a_closed_pipe_is_an_error_that_names_standard_output(
+    closed_pipe, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    with pytest.raises(BrokenPipeError) as caught:
+        await write_lines(channel_of(export()))
+    assert str(caught.value) == "[Errno 32] Broken pipe: 'standard output'"
+
+
+async def test_a_program_without_standard_output_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OSError) as caught:
+        await write_lines(channel_of(export()))
+    assert caught.value.errno == errno.EBADF
+    assert caught.value.filename == "standard output"
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+async def test_each_export_is_a_line_of_the_file(path, kind):
+    await write_lines(channel_of(export(1), export(2)), kind(path))
+    assert path.read_text() == lines(1, 2)
+
+
+async def test_a_file_can_have_json(path):
+    await write_lines(channel_of(export(1)), path, json=True)
+    assert path.read_text() == to_json(export(1)) + "\n"
+
+
+async def test_the_file_is_utf_8(path):
+    await write_lines(channel_of(export(dst="\u2603")), path)
+    assert "dst=\u2603" in path.read_bytes().decode()
+
+
+async def test_a_file_is_appended(path):
+    for total in (1, 2):
+        await write_lines(channel_of(export(total)), path)
+    assert path.read_text() == lines(1, 2)
+
+
+async def test_what_was_sent_is_in_the_file_though_nothing_follows(path):
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, receive, path)
+        await send.send(export(1))
+        await until(lambda: path.exists() and path.read_text() == lines(1))
+        await send.send(export(2))
+        await until(lambda: path.read_text() == lines(1, 2))
+        send.close()
+
+
+async def test_the_file_is_there_before_any_export(path):
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, receive, path)
+        await until(path.exists)
+        send.close()
+    assert path.read_text() == ""
+
+
+async def test_no_good_line_is_lost_with_one_that_was_torn(path):
+    path.write_text("1519084040 labels=dst=a to")
+    await write_lines(channel_of(export(1)), path)
+    assert path.read_text() == "1519084040 labels=dst=a to\n" + lines(1)
+
+
+async def test_what_a_disk_takes_in_parts_is_written_in_whole(path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    await write_lines(channel_of(export(1), export(2)), path)
+    assert path.read_text() == lines(1, 2)
+
+
+async def test_a_disk_that_fills_up_is_an_error_and_costs_only_the_torn_line(
+    path, monkeypatch
+):
+    write = os.write
+    taken = iter([50, 5])
+
+    def nearly_full(file, data):
+        for left in taken:
+            return write(file, data[:left])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", nearly_full)
+        with pytest.raises(OSError) as caught:
+            await write_lines(channel_of(export(1), export(2)), path)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    await write_lines(channel_of(export(3)), path)
+    assert path.read_text() == lines(1, 2)[:55] + "\n" + lines(3)
+
+
+async def test_a_disk_too_full_to_end_a_torn_line_is_an_error_at_once(path, monkeypatch):
+    path.write_text("1519084040 labels=dst=a to")
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    _send, receive = trio.open_memory_channel[EventMetrics](0)
+    with pytest.raises(OSError) as caught:
+        await write_lines(receive, path)
+    assert caught.value.filename == str(path)
+
+
+async def test_a_full_disk_is_an_error_that_names_the_file():
+    with pytest.raises(OSError) as caught:
+        await write_lines(channel_of(export()), "/dev/full")
+    assert str(caught.value) == "[Errno 28] No space left on device: '/dev/full'"
+
+
+async def test_an_error_when_the_file_is_closed_names_it(path):
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    with pytest.RaisesGroup(OSError) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_lines, receive, path)
+            await send.send(export())
+            await until(path.read_text)
+            await wait_all_tasks_blocked()
+            (descriptor,) = descriptors(path)
+            os.close(descriptor)
+            send.close()
+    (error,) = caught.value.exceptions
+    assert error.filename == str(path)
+
+
+async def test_a_missing_directory_is_an_error_before_any_export(tmp_path):
+    path = tmp_path / "missing" / "metrics.log"
+    _send, receive = trio.open_memory_channel[EventMetrics](0)
+    with pytest.raises(FileNotFoundError) as caught:
+        await write_lines(receive, path)
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{path}'"
+
+
+async def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        await write_lines(channel_of(), tmp_path)
+    assert caught.value.filename == str(tmp_path)
+
+
+async def test_a_file_that_cannot_be_read_is_appended(path, monkeypatch):
+    path.write_text(lines(1))
+    opened = Path.open
+
+    def unreadable(self, mode="r", **options):
+        if mode == "rb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", unreadable)
+        await write_lines(channel_of(export(2)), path)
+    assert path.read_text() == lines(1, 2)
+
+
+# Rotation
+
+
+async def rotated(path, rotate):
+    """Write 1, rotate, and write 2 and 3."""
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, receive, path)
+        await send.send(export(1))
+        await until(lambda: path.exists() and path.read_text() == lines(1))
+        rotate()
+        await send.send(export(2))
+        await until(lambda: path.exists() and lines(2) in path.read_text())
+        await send.send(export(3))
+        send.close()
+
+
+async def test_a_file_that_was_renamed_is_followed_by_a_new_one(path):
+    old = path.with_suffix(".old")
+    await rotated(path, lambda: path.rename(old))
+    assert (old.read_text(), path.read_text()) == (lines(1), lines(2, 3))
+
+
+async def test_a_file_that_another_took_the_place_of_is_left(path):
+    old = path.with_suffix(".old")
+
+    def rotate():
+        path.rename(old)
+        path.write_text("begun")
+
+    await rotated(path, rotate)
+    assert (old.read_text(), path.read_text()) == (lines(1), "begun\n" + lines(2, 3))
+
+
+async def test_a_file_that_was_deleted_is_made_anew(path):
+    await rotated(path, path.unlink)
+    assert path.read_text() == lines(2, 3)
+
+
+async def test_a_file_that_was_emptied_is_written_from_its_beginning(path):
+    await rotated(path, lambda: os.truncate(path, 0))
+    assert path.read_text() == lines(2, 3)
+
+
+async def test_a_file_that_was_rotated_away_is_closed(path):
+    old = path.with_suffix(".old")
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, receive, path)
+        await send.send(export(1))
+        await until(lambda: path.exists() and path.read_text())
+        path.rename(old)
+        await send.send(export(2))
+        await until(lambda: path.exists() and path.read_text())
+        assert not descriptors(old)
+        send.close()
+
+
+async def test_a_directory_that_was_removed_is_an_error_that_names_the_file(tmp_path):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    path = directory / "metrics.log"
+    with pytest.RaisesGroup(FileNotFoundError) as caught:
+        await rotated(path, lambda: directory.rename(tmp_path / "old"))
+    (error,) = caught.value.exceptions
+    assert error.filename == str(path)
+
+
+# What is no regular file
+
+
+async def test_a_fifo_can_be_written(fifo):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, channel_of(export(1)), fifo)
+        assert await trio.to_thread.run_sync(fifo.read_text) == lines(1)
+
+
+async def test_while_nobody_reads_a_fifo_the_loop_goes_on(fifo):
+    go = threading.Event()
+
+    def read():
+        # Else this test would wait for ever if the loop does not go on.
+        return go.wait(10), fifo.read_text()
+
+    async def release():
+        await wait_all_tasks_blocked()
+        go.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, channel_of(export(1)), fifo)
+        nursery.start_soon(release)
+        assert await trio.to_thread.run_sync(read) == (True, lines(1))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+async def test_waiting_for_somebody_to_read_a_fifo_can_be_cancelled(fifo):
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_lines, channel_of(export(1)), fifo)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+    # The thread waits on; what it opens is closed at once.
+    assert await trio.to_thread.run_sync(fifo.read_text) == ""
+
+
+async def test_a_fifo_that_nobody_reads_any_more_is_a_broken_pipe(fifo):
+    reader = reader_of(fifo)
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    with pytest.RaisesGroup(BrokenPipeError) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_lines, receive, fifo)
+            await send.send(export(1))
+            os.close(reader)
+            await send.send(export(2))
+    (error,) = caught.value.exceptions
+    assert str(error) == f"[Errno 32] Broken pipe: '{fifo}'"
+
+
+async def test_a_link_to_a_descriptor_can_be_written(tmp_path):
+    read, write = os.pipe()
+    await write_lines(channel_of(export(1)), f"/dev/fd/{write}")
+    os.close(write)
+    assert await trio.to_thread.run_sync(read_all, read) == lines(1)
+
+
+# Batches
+
+
+@pytest.fixture
+def last_pass():
+    """Return a keeper that makes one pass over fifty targets, and its arguments."""
+    endpoints = [Endpoint(f"host{number}") for number in range(50)]
+    send, results = trio.open_memory_channel(50)
+    for endpoint in endpoints:
+        send.send_nowait(one(endpoint.key))
+    send.close()
+    return StatsKeeper("http", "homepage", lambda: endpoints).run, results
+
+
+@pytest.mark.parametrize("buffer", [0, 10, math.inf])
+async def test_a_pass_of_the_keeper_is_one_write(path, written, last_pass, buffer):
+    send, exports = trio.open_memory_channel[EventMetrics](buffer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, exports, path)
+        await until(path.exists)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(*last_pass, send)
+    assert [data.count(b"\n") for data in written] == [50]
+
+
+async def test_a_pass_that_comes_by_fan_out_is_one_write(path, written, last_pass):
+    send, exports = trio.open_memory_channel[EventMetrics](0)
+    to_lines, of_lines = trio.open_memory_channel[EventMetrics](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, of_lines, path)
+        nursery.start_soon(fan_out, exports, to_lines)
+        await until(path.exists)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(*last_pass, send)
+    assert [data.count(b"\n") for data in written] == [50]
+
+
+async def test_a_batch_is_bounded(path, written):
+    export = EventMetrics(0, 0, {}, {"page": "x" * 10_000})
+    await write_lines(channel_of(*[export] * 20), path)
+    assert [data.count(b"\n") for data in written] == [7, 7, 6]
+
+
+class Watched(str):
+    """A label that calls a function when its line is made."""
+
+    __slots__ = ("call",)
+
+    def __iter__(self):
+        self.call()
+        return super().__iter__()
+
+
+def watched(dst, call):
+    label = Watched(dst)
+    label.call = call
+    return export(dst=label)
+
+
+async def test_others_have_their_turn_between_the_lines_of_a_batch(path, written):
+    turn = 0
+    turns = []
+    exports = [watched("a", lambda: turns.append(turn)) for _ in range(10)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, channel_of(*exports), path)
+        while len(turns) < 10:
+            await trio.lowlevel.checkpoint()
+            turn += 1
+    assert len(written) == 1
+    assert len(set(turns)) == 10
+
+
+async def test_the_loop_goes_on_while_the_disk_is_stuck(fifo):
+    reader = reader_of(fifo)
+    go = threading.Event()
+
+    def read():
+        # Else this test would wait for ever if the loop does not go on.
+        return go.wait(10), read_all(reader)
+
+    exports = channel_of(LONG)
+
+    async def release():
+        await until(lambda: not exports.statistics().current_buffer_used)
+        await wait_all_tasks_blocked()
+        go.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_lines, exports, fifo)
+        nursery.start_soon(release)
+        assert await trio.to_thread.run_sync(read) == (True, f"{LONG}\n")
+
+
+# The end
+
+
+async def test_cancellation_waits_for_the_write_and_tears_no_line(fifo):
+    reader = reader_of(fifo)
+    exports = channel_of(export(1), LONG, export(3))
+    ended = trio.Event()
+
+    async def write():
+        try:
+            await write_lines(exports, fifo)
+        finally:
+            ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await until(lambda: exports.statistics().current_buffer_used == 1)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            assert not ended.is_set()
+            text = await trio.to_thread.run_sync(read_all, reader)
+    assert text == f"{export(1)}\n{LONG}\n"
+
+
+async def test_what_was_received_when_cancellation_came_is_written(path):
+    with trio.CancelScope() as scope:
+        exports = channel_of(watched("a", scope.cancel), export(2), export(3))
+        await write_lines(exports, path)
+    assert scope.cancelled_caught
+    assert path.read_text() == lines(1, 2, 3)
+
+
+async def test_cancelled_while_waiting_it_ends(path):
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_lines, receive, path)
+            await send.send(export(1))
+            await until(lambda: path.exists() and path.read_text())
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert path.read_text() == lines(1)
+
+
+def test_a_keyboard_interrupt_loses_no_export_that_was_received(path):
+    async def main():
+        interrupting = watched("a", lambda: signal.raise_signal(signal.SIGINT))
+        await write_lines(channel_of(interrupting, export(2)), path)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert path.read_text() == lines(1, 2)
+    assert not descriptors(path)
+
+
+def test_a_keyboard_interrupt_waits_for_the_write(path, monkeypatch):
+    write = os.write
+    begun = []
+
+    def interrupted(file, data):
+        begun.append(bytes(data))
+        signal.raise_signal(signal.SIGINT)
+        trio.from_thread.run_sync(int)  # the loop has noticed
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(write_lines, channel_of(export(1)), path)
+    assert begun == [lines(1).encode()]
+    assert path.read_text() == lines(1)
+
+
+async def test_an_export_that_json_cannot_hold_is_an_error_after_those_before_it(path):
+    with pytest.raises(ValueError, match="NaN can't be written as JSON"):
+        await write_lines(channel_of(export(1), export(math.nan)), path, json=True)
+    assert path.read_text() == to_json(export(1)) + "\n"
+
+
+async def end(path):
+    exports = channel_of(export())
+    await write_lines(exports, path)
+    return exports
+
+
+async def be_cancelled(path):
+    with trio.CancelScope() as scope:
+        exports = channel_of(watched("a", scope.cancel))
+        await write_lines(exports, path)
+    assert scope.cancelled_caught
+    return exports
+
+
+async def fail_to_open(path):
+    exports = channel_of(export())
+    with pytest.raises(FileNotFoundError):
+        await write_lines(exports, path / "missing")
+    return exports
+
+
+async def fail_to_write(path):
+    path.symlink_to("/dev/full")
+    exports = channel_of(export())
+    with pytest.raises(OSError):
+        await write_lines(exports, path)
+    return exports
+
+
+async def fail_to_make_json(path):
+    exports = channel_of(export(math.nan))
+    with pytest.raises(ValueError):
+        await write_lines(exports, path, json=True)
+    return exports
+
+
+@pytest.mark.parametrize(
+    "way_out", [end, be_cancelled, fail_to_open, fail_to_write, fail_to_make_json]
+)
+async def test_the_exports_and_the_file_are_closed_on_every_way_out(path, way_out):
+    exports = await way_out(path)
+    assert exports.statistics().open_receive_channels == 0
+    assert not descriptors(path.resolve())
+
+
+@pytest.mark.parametrize("path", [b"metrics.log", 1])
+async def test_the_exports_are_closed_even_if_the_path_is_none(path):
+    exports = channel_of(export())
+    with pytest.raises(TypeError):
+        await write_lines(exports, path)
+    assert exports.statistics().open_receive_channels == 0

@@ -32,10 +32,9 @@ from prometheus_client.registry import Collector
 
 from ._event_metrics import EventMetrics
 from ._families import Families, Family, Resolved, valid_text
-from ._keeper import bare_nursery
 from ._newest import Series
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
-from ._values import Distribution, Gauge, Map, Value
+from ._values import Distribution, Gauge, Map, Value, plain_number
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -53,6 +52,9 @@ _LAST_EXPORT = "last_export_timestamp_seconds"
 _LAST_EXPORT_HELP = "When the newest export of a keeper was taken, in Unix seconds"
 
 _PATHS = ("/", "/metrics")
+
+# As Prometheus writes them.
+_NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
 
 # What the name of a sample adds to that of its family; the text of the family's label, if
 # it has one; the number.
@@ -112,17 +114,14 @@ class PrometheusExporter(Collector):
         """
         page = self._page
         page.use(trio.lowlevel.current_clock())
-        put = 0
         with exports:
             async for export in exports:
                 page.put(export, trio.current_time())
                 labels = export.labels
                 keeper = labels.get("ptype", ""), labels.get("probe", "")
                 self._last_exports[keeper] = export.timestamp
-                put += 1
-                if put > len(page.targets):
+                if page.puts > len(page.targets):
                     await self._drop_gone()
-                    put = 0
 
     async def serve(
         self,
@@ -146,14 +145,17 @@ class PrometheusExporter(Collector):
             raise ValueError(f"port must be from 0 to 65535, got {port!r}")
         with ExitStack() as stack:
             sockets = await _listen(host, port, stack)
-            config = _Config(sockets)
-            async with bare_nursery() as nursery:
-                await nursery.start(
-                    partial(serve, shutdown_trigger=trio.sleep_forever),
-                    cast("Any", self._answer),
-                    config,
-                )
-                task_status.started(sockets[0].getsockname()[:2])
+            server = partial(serve, shutdown_trigger=trio.sleep_forever)
+            app = cast("Any", self._answer)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(server, app, _Config(sockets))
+                    task_status.started(sockets[0].getsockname()[:2])
+            except BaseExceptionGroup as group:
+                # Hypercorn's nurseries leave Cancelled in groups.
+                if group.split(trio.Cancelled)[1] is not None:
+                    raise
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
@@ -178,6 +180,7 @@ class PrometheusExporter(Collector):
 
     async def _drop_gone(self) -> None:  # noqa: ASYNC910  # few targets take no step
         page = self._page
+        page.puts = 0
         now = trio.current_time()
         for number, (series, target) in enumerate(list(page.targets.items()), 1):
             if target.resolved.gone_at <= now and page.targets.get(series) is target:
@@ -295,6 +298,8 @@ class _Page:
     _blocks: dict[tuple[Family, bool], dict[Series, bytes]] = attrs.field(
         init=False, factory=dict[tuple[Family, bool], dict[Series, bytes]]
     )
+    puts: int = attrs.field(init=False, default=0)
+    """How many exports were put here since it was looked for targets that are gone."""
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
 
     def use(self, clock: trio.abc.Clock) -> None:
@@ -306,6 +311,7 @@ class _Page:
 
     def put(self, export: EventMetrics, now: float) -> None:
         """Put `export` in place of the target's last one."""
+        self.puts += 1
         resolved = self._families.resolve(export, now)
         target = _Target(resolved, export.start_timestamp)
         series = frozenset(resolved.labels.items())
@@ -332,8 +338,9 @@ class _Page:
     def text(self) -> Iterator[bytes]:
         """Yield the text of a scrape, piece by piece."""
         for (family, created), blocks in self._blocks.items():
-            yield _heading(family, created)
-            yield from blocks.values()
+            if any(blocks.values()):  # maps may be empty
+                yield _heading(family, created)
+                yield from blocks.values()
 
     def metrics(self) -> Iterable[Metric]:
         """Return the same for `prometheus_client`; from any thread."""
@@ -343,16 +350,14 @@ class _Page:
             if target.resolved.gone_at <= now:
                 continue
             for family, value in target.resolved.metrics:
-                metric = metrics.get(family)
-                if metric is None:
-                    metric = Metric(family.name, family.help, family.kind)
-                    metrics[family] = metric
                 for _, samples in self._samples(target, family, value):
                     for suffix, text, number in samples:
+                        if family not in metrics:
+                            metrics[family] = Metric(family.name, family.help, family.kind)
                         labels = target.resolved.labels
                         if text is not None and family.label is not None:
                             labels = {**labels, family.label: text}
-                        metric.add_sample(family.name + suffix, labels, number)
+                        metrics[family].add_sample(family.name + suffix, labels, number)
         return metrics.values()
 
     def _samples(
@@ -413,4 +418,5 @@ def _escaped(text: str) -> str:
 
 
 def _number(number: float) -> str:
-    return repr(number + 0)
+    text = repr(plain_number(number))
+    return _NOT_FINITE.get(text, text)

@@ -1,0 +1,128 @@
+"""The statistics of keepers and probers themselves, as exports."""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+import pytest
+import trio
+from helpers import Result, make_keeper, running
+
+from trio_statskeeper import (
+    Gauge,
+    KeeperStatistics,
+    Map,
+    Prober,
+    ProberStatistics,
+    StatsKeeper,
+)
+from trio_statskeeper._families import Families
+from trio_statskeeper._own_statistics import HELP, checked_statistics, own_statistics
+
+
+async def probe(endpoint):
+    await trio.sleep_forever()
+
+
+def make_prober(**options):
+    return Prober(probe, list, interval=1, timeout=1, **options)
+
+
+async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock):
+    keeper = make_keeper(["a", "a"])
+    async with running(keeper) as run:
+        for deltas in {"total": 1}, {"total": -1}, {"total": -2}, {3: 1}:
+            run.send(Result("a", deltas))
+        await trio.sleep(1.5)
+        export = own_statistics(keeper)
+    assert export.labels == {"ptype": "http", "probe": "homepage"}
+    rejected = export.metrics["rejected"]
+    assert rejected.name == "reason"
+    assert {r: n for r, n in rejected.values.items() if n} == {"negative": 2, "type": 1}
+    assert {n: v for n, v in export.metrics.items() if n != "rejected"} == {
+        "folded": 1,
+        "passes": 1,
+        "exports_sent": 1,
+        "ticks_missed": 0,
+        "duplicates": 2,
+        "expired": 0,
+        "targets_held": Gauge(1),
+    }
+
+
+def test_reasons_that_have_not_occurred_are_there_with_zero():
+    # What an alert waits for is an increase.
+    assert own_statistics(make_keeper()).metrics["rejected"] == Map(
+        "reason",
+        {
+            "error": 0,
+            "type": 0,
+            "kind": 0,
+            "bounds": 0,
+            "negative": 0,
+            "not-finite": 0,
+            "overflow": 0,
+            "map-name": 0,
+            "map-keys": 0,
+            "unlisted": 0,
+        },
+    )
+
+
+def test_a_probers_statistics_are_metrics_too():
+    export = own_statistics(make_prober(name="homepage"))
+    assert export.labels == {"probe": "homepage"}
+    assert export.metrics == {
+        "prober_results_sent": 0,
+        "prober_runs_late": 0,
+        "prober_runs_missed": 0,
+        "prober_duplicates": 0,
+        "prober_targets": Gauge(0),
+        "prober_running": Gauge(0),
+    }
+
+
+def test_they_count_from_when_nothing_was_counted():
+    before = time.time()
+    export = own_statistics(make_keeper())
+    assert 0 < export.start_timestamp <= before <= export.timestamp <= time.time()
+
+
+@pytest.mark.parametrize("of", [make_keeper(), make_prober()])
+def test_each_metric_has_a_help_text_and_a_name_of_its_own(of):
+    export = own_statistics(of)
+    assert export.metrics.keys() <= HELP.keys()
+    resolved = Families("statskeeper_", HELP).resolve(export, 0)
+    assert [family.key[0] for family, _ in resolved.metrics] == [*export.metrics]
+
+
+def test_there_is_no_help_text_for_what_is_not_there():
+    keeper = {field.name for field in attrs.fields(KeeperStatistics)}
+    prober = {f"prober_{field.name}" for field in attrs.fields(ProberStatistics)}
+    assert HELP.keys() == keeper | prober
+
+
+def test_keepers_and_probers_of_different_names_can_be_told_apart():
+    keepers = [StatsKeeper("http", name, list) for name in ("a", "b")]
+    both = [*keepers, StatsKeeper("dns", "a", list), make_prober(), make_prober(name="a")]
+    assert checked_statistics(iter(both)) == tuple(both)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ([make_keeper(), make_keeper()], "two StatsKeepers called 'homepage'"),
+        ([make_prober(), make_prober()], "two Probers called ''"),
+    ],
+)
+def test_those_that_cannot_be_told_apart_are_refused(of, message):
+    with pytest.raises(
+        ValueError, match=f"the statistics of {message} can't be told apart"
+    ):
+        checked_statistics(of)
+
+
+def test_what_is_neither_keeper_nor_prober_is_refused():
+    with pytest.raises(TypeError, match="those of keepers and probers, got 'keeper'"):
+        checked_statistics(["keeper"])

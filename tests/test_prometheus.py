@@ -1,0 +1,653 @@
+"""The Prometheus output: what a scrape shows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+
+import httpx2
+import prometheus_client
+import pytest
+import trio
+from helpers import make_keeper, one, running
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from strategies import texts, values
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober
+from trio_statskeeper import prometheus as module
+from trio_statskeeper.prometheus import PrometheusExporter
+
+LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
+LATENCY = "Distribution of latency over all probe runs, in seconds."
+IN_TEXT = 'ptype="http",probe="homepage",dst="a"'
+
+
+def export(metrics=None, at=5.0, start=2.0, interval=10.0, unit=1.0, **labels):
+    metrics = {"total": 1} if metrics is None else metrics
+    return EventMetrics(at, start, LABELS | labels, metrics, unit, interval)
+
+
+async def scrape(exporter, path="/metrics", method="GET"):
+    """Ask the exporter as an ASGI server does; return status, headers and body."""
+    events = []
+
+    async def send(event):
+        await trio.lowlevel.checkpoint()
+        events.append(event)
+
+    scope = {"type": "http", "path": path, "method": method}
+    await exporter._answer(scope, trio.sleep_forever, send)
+    start, *body = events
+    assert [event.get("more_body", False) for event in body] == [
+        *[True] * (len(body) - 1),
+        False,
+    ]
+    text = b"".join(event.get("body", b"") for event in body).decode()
+    return start["status"], dict(start["headers"]), text
+
+
+async def page(exporter):
+    """Return the lines of a scrape, but not those that tell of the keeper."""
+    _, _, text = await scrape(exporter)
+    return [line for line in text.splitlines() if "last_export" not in line]
+
+
+async def samples(exporter):
+    return [line for line in await page(exporter) if not line.startswith("#")]
+
+
+async def feed(exporter, *exports):
+    send, receive = trio.open_memory_channel[EventMetrics](math.inf)
+    for each in exports:
+        send.send_nowait(each)
+    send.close()
+    await exporter.run(receive)
+
+
+def collected(exporter):
+    """Return what a registry of `prometheus_client` makes of it."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(exporter)
+    return prometheus_client.generate_latest(registry).decode()
+
+
+def parsed(text):
+    """Return all that prometheus_client reads from a scrape, in no order."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert family.name not in found
+        in_family = {
+            (sample.name, frozenset(sample.labels.items())): float(sample.value)
+            for sample in family.samples
+        }
+        assert len(in_family) == len(family.samples)
+        found[family.name] = (family.type, family.documentation, in_family)
+    return found
+
+
+# What is shown
+
+
+async def test_before_any_export_there_is_nothing_to_show():
+    assert await page(PrometheusExporter()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "lines"),
+    [
+        ("total", 3, ["probe_total{} 3"]),
+        ("success", 2.5, ["probe_success_total{} 2.5"]),
+        ("big", 2**63 + 1, ["probe_big_total{} 9223372036854775809"]),
+        ("yes", True, ["probe_yes_total{} 1"]),
+        ("temperature", Gauge(-3), ["probe_temperature{} -3"]),
+        ("up", Gauge(math.inf), ["probe_up{} +Inf"]),
+        ("down", Gauge(-math.inf), ["probe_down{} -Inf"]),
+        ("tiny", Gauge(1e-300), ["probe_tiny{} 1e-300"]),
+        ("version", "1.2", ['probe_version_info{,version="1.2"} 1']),
+        (
+            "resp-code",
+            Map("code", {"200": 44, "404": 1.5}),
+            [
+                'probe_resp_code_total{,code="200"} 44',
+                'probe_resp_code_total{,code="404"} 1.5',
+            ],
+        ),
+        (
+            "latency",
+            Distribution([0.001, 1], [1, 2, 4], 8.5),
+            [
+                'probe_latency_seconds_bucket{,le="0.001"} 1',
+                'probe_latency_seconds_bucket{,le="1.0"} 3',
+                'probe_latency_seconds_bucket{,le="+Inf"} 7',
+                "probe_latency_seconds_sum{} 8.5",
+                "probe_latency_seconds_count{} 7",
+            ],
+        ),
+    ],
+)
+async def test_each_kind_of_metric_has_its_samples(metric, value, lines):
+    exporter = PrometheusExporter()
+    await feed(exporter, export({metric: value}))
+    assert await samples(exporter) == [line.replace("{", "{" + IN_TEXT) for line in lines]
+
+
+async def test_latencies_are_shown_in_seconds():
+    exporter = PrometheusExporter()
+    latency = Distribution([1, 3], [1, 0, 0], 0.7)
+    await feed(exporter, export({"latency": latency, "a-latency": 3}, unit=0.001))
+    assert await samples(exporter) == [
+        f'probe_latency_seconds_bucket{{{IN_TEXT},le="0.001"}} 1',
+        f'probe_latency_seconds_bucket{{{IN_TEXT},le="0.003"}} 1',
+        f'probe_latency_seconds_bucket{{{IN_TEXT},le="+Inf"}} 1',
+        f"probe_latency_seconds_sum{{{IN_TEXT}}} 0.0007",
+        f"probe_latency_seconds_count{{{IN_TEXT}}} 1",
+        f"probe_a_latency_seconds_total{{{IN_TEXT}}} 0.003",
+    ]
+
+
+async def test_the_samples_of_all_targets_stand_together_under_one_heading():
+    exporter = PrometheusExporter()
+    metrics = {"total": 1, "latency": Distribution([1], [1, 0], 1), "v": "x", "m": Map("c", {"k": 1}), "g": Gauge(1)}  # fmt: skip  # noqa: E501
+    await feed(exporter, *(export(metrics, dst=dst) for dst in "ab"))
+    lines = await page(exporter)
+    assert [line if line.startswith("#") else line.partition("{")[0] for line in lines] == [
+        "# HELP probe_total Sum of total over all probe runs.",
+        "# TYPE probe_total counter",
+        *["probe_total"] * 2,
+        f"# HELP probe_latency_seconds {LATENCY}",
+        "# TYPE probe_latency_seconds histogram",
+        *[
+            "probe_latency_seconds_bucket",
+            "probe_latency_seconds_bucket",
+            "probe_latency_seconds_sum",
+            "probe_latency_seconds_count",
+        ]
+        * 2,
+        "# HELP probe_v_info Newest v.",
+        "# TYPE probe_v_info gauge",
+        *["probe_v_info"] * 2,
+        "# HELP probe_m_total Sum of m over all probe runs.",
+        "# TYPE probe_m_total counter",
+        *["probe_m_total"] * 2,
+        "# HELP probe_g Newest g.",
+        "# TYPE probe_g gauge",
+        *["probe_g"] * 2,
+    ]
+
+
+async def test_there_are_no_timestamps_but_a_gauge_of_the_newest_export_of_each_keeper():
+    # With timestamps, a dead keeper would look alive.
+    exporter = PrometheusExporter()
+    await feed(
+        exporter,
+        export(at=5, dst="a"),
+        export(at=6, dst="b"),
+        export(at=7.5, probe="other"),
+        EventMetrics(8, 0, {}, {"x": 1}),
+    )
+    _, _, text = await scrape(exporter)
+    name = "statskeeper_last_export_timestamp_seconds"
+    assert [line for line in text.splitlines() if "last_export" in line] == [
+        f"# HELP {name} When the newest export of a keeper was taken, in Unix seconds.",
+        f"# TYPE {name} gauge",
+        f'{name}{{ptype="http",probe="homepage"}} 6',
+        f'{name}{{ptype="http",probe="other"}} 7.5',
+        f'{name}{{ptype="",probe=""}} 8',
+    ]
+
+
+async def test_labels_and_help_texts_are_escaped():
+    exporter = PrometheusExporter()
+    value = 'é"\\\n,{}\r'
+    await feed(exporter, export({f"x{value}": Map(f"c{value}", {value: 1})}, dst=value))
+    escaped = 'é\\"\\\\\\n,{}\r'
+    labels = f'ptype="http",probe="homepage",dst="{escaped}",c{"_" * 8}="{escaped}"'
+    name = f"probe_x{'_' * 8}_total"
+    _, _, text = await scrape(exporter)
+    assert text.split("\n")[:3] == [
+        f'# HELP {name} Sum of xé"\\\\\\n,{{}}\r over all probe runs.',
+        f"# TYPE {name} counter",
+        f"{name}{{{labels}}} 1",
+    ]
+
+
+async def test_numbers_of_ones_own_classes_are_written_as_numbers():
+    class Odd(float):
+        def __repr__(self):
+            return "odd"
+
+    exporter = PrometheusExporter()
+    await feed(exporter, export({"x": Odd(1.5)}))
+    assert await samples(exporter) == [f"probe_x_total{{{IN_TEXT}}} 1.5"]
+
+
+async def test_a_target_without_labels_is_shown():
+    exporter = PrometheusExporter()
+    metrics = {"total": 1, "m": Map("c", {"k": 2})}
+    await feed(exporter, EventMetrics(5, 0, {}, metrics))
+    assert await samples(exporter) == ["probe_total{} 1", 'probe_m_total{c="k"} 2']
+
+
+async def test_what_clashes_is_logged_and_the_rest_is_shown(caplog):
+    exporter = PrometheusExporter()
+    await feed(exporter, export({"a-b": 1, "a_b": 2, "total": 3}))
+    assert await samples(exporter) == [
+        f"probe_a_b_total{{{IN_TEXT}}} 1",
+        f"probe_total{{{IN_TEXT}}} 3",
+    ]
+    assert caplog.messages == [
+        "not exported: 'a_b', a counter: its name, probe_a_b, is that of 'a-b', a counter"
+    ]
+
+
+async def test_created_samples_are_shown_on_request():
+    exporter = PrometheusExporter(created=True)
+    metrics = {
+        "total": 1,
+        "latency": Distribution([1], [1, 0], 1),
+        "m": Map("c", {"k": 1, "l": 2}),
+        "g": Gauge(1),
+        "v": "x",
+    }
+    await feed(exporter, export(metrics, start=2.5, dst="a"))
+    lines = [line for line in await page(exporter) if "_created" in line]
+    assert lines == [
+        "# HELP probe_created Sum of total over all probe runs.",
+        "# TYPE probe_created gauge",
+        f"probe_created{{{IN_TEXT}}} 2.5",
+        f"# HELP probe_latency_seconds_created {LATENCY}",
+        "# TYPE probe_latency_seconds_created gauge",
+        f"probe_latency_seconds_created{{{IN_TEXT}}} 2.5",
+        "# HELP probe_m_created Sum of m over all probe runs.",
+        "# TYPE probe_m_created gauge",
+        f'probe_m_created{{{IN_TEXT},c="k"}} 2.5',
+        f'probe_m_created{{{IN_TEXT},c="l"}} 2.5',
+    ]
+
+
+async def test_the_statistics_of_keepers_and_probers_are_shown_as_they_are_now():
+    keeper = make_keeper()
+    prober = Prober(trio.sleep_until, list, interval=1, timeout=1, name="homepage")
+    exporter = PrometheusExporter(statistics=[keeper, prober])
+    lines = await samples(exporter)
+    assert 'statskeeper_folded_total{ptype="http",probe="homepage"} 0' in lines
+    assert (
+        'statskeeper_rejected_total{ptype="http",probe="homepage",reason="negative"} 0'
+        in lines
+    )
+    assert 'statskeeper_targets_held{ptype="http",probe="homepage"} 0' in lines
+    assert 'statskeeper_prober_running{probe="homepage"} 0' in lines
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await wait_all_tasks_blocked()
+        lines = await samples(exporter)
+    assert 'statskeeper_folded_total{ptype="http",probe="homepage"} 1' in lines
+
+
+async def test_without_created_the_statistics_have_none_and_with_it_they_have():
+    keeper = make_keeper()
+    line = "# TYPE statskeeper_folded_created gauge"
+    assert line not in await page(PrometheusExporter(statistics=[keeper]))
+    assert line in await page(PrometheusExporter(statistics=[keeper], created=True))
+
+
+def test_wrong_statistics_are_refused():
+    with pytest.raises(TypeError, match="those of keepers and probers, got None"):
+        PrometheusExporter(statistics=[None])
+
+
+# What comes and goes
+
+
+async def test_the_newest_export_of_a_target_takes_the_place_of_the_one_before():
+    exporter = PrometheusExporter()
+    await feed(exporter, export({"total": 1}), export({"total": 1}, dst="b"))
+    await feed(exporter, export({"total": 2}))
+    assert [line[-1] for line in await samples(exporter)] == ["2", "1"]
+
+
+async def test_metrics_that_an_export_does_not_have_any_more_are_gone():
+    exporter = PrometheusExporter()
+    await feed(
+        exporter, export({"g": Gauge(1), "total": 1}), export({"g": Gauge(1)}, dst="b")
+    )
+    await feed(exporter, export({"total": 2}))
+    assert await samples(exporter) == [
+        'probe_g{ptype="http",probe="homepage",dst="b"} 1',
+        f"probe_total{{{IN_TEXT}}} 2",
+    ]
+
+
+async def test_a_family_without_samples_has_no_heading():
+    exporter = PrometheusExporter(created=True)
+    await feed(exporter, export({"x": 1}), export({"total": 2}))
+    assert not [line for line in await page(exporter) if "probe_x" in line]
+
+
+async def test_labels_in_another_order_are_the_same_target():
+    exporter = PrometheusExporter()
+    backwards = dict(reversed(LABELS.items()))
+    await feed(exporter, export(), EventMetrics(5, 0, backwards, {"total": 2}))
+    assert [line[-1] for line in await samples(exporter)] == ["2"]
+
+
+async def test_a_target_that_has_not_come_for_three_intervals_is_gone(autojump_clock):
+    exporter = PrometheusExporter()
+    await feed(exporter, export(interval=10), export(interval=100, dst="b"))
+    await trio.sleep(29.5)
+    assert len(await samples(exporter)) == 2
+    await trio.sleep(1)
+    assert await samples(exporter) == [
+        'probe_total{ptype="http",probe="homepage",dst="b"} 1'
+    ]
+    await trio.sleep(270)
+    assert await page(exporter) == []
+
+
+async def test_a_target_that_goes_on_coming_stays(autojump_clock):
+    exporter = PrometheusExporter()
+    for _ in range(10):
+        await feed(exporter, export(interval=10))
+        await trio.sleep(25)
+    assert len(await samples(exporter)) == 1
+
+
+async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
+    exporter = PrometheusExporter()
+    for number in range(1_000):
+        await feed(exporter, export(interval=1, dst=f"target {number}"), export(interval=1))
+        await trio.sleep(1)
+    assert len(exporter._page.targets) < 10
+
+
+async def test_in_another_run_of_trio_nothing_old_is_shown(autojump_clock):
+    exporter = PrometheusExporter()
+
+    async def feed_and_scrape(dst):
+        await feed(exporter, export(dst=dst))
+        return await samples(exporter)
+
+    def in_another_thread():
+        first = trio.run(feed_and_scrape, "a", clock=MockClock())
+        return first, trio.run(feed_and_scrape, "b", clock=MockClock())
+
+    first, second = await trio.to_thread.run_sync(in_another_thread)
+    assert 'dst="a"' in first[0]
+    assert second == ['probe_total{ptype="http",probe="homepage",dst="b"} 1']
+
+
+async def test_several_keepers_can_feed_one_exporter(nursery):
+    exporter = PrometheusExporter()
+    for dst in "ab":
+        send, receive = trio.open_memory_channel[EventMetrics](1)
+        nursery.start_soon(exporter.run, receive)
+        send.send_nowait(export(dst=dst))
+    await wait_all_tasks_blocked()
+    assert len(await samples(exporter)) == 2
+
+
+async def test_run_closes_the_exports_and_returns_at_their_end():
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    send.close()
+    await PrometheusExporter().run(receive)
+    assert receive.statistics().open_receive_channels == 0
+
+
+async def test_run_closes_the_exports_when_it_is_cancelled():
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    with trio.move_on_after(0):
+        await PrometheusExporter().run(receive)
+    assert send.statistics().open_receive_channels == 0
+
+
+async def test_others_have_their_turn_in_a_scrape_of_many_targets(nursery):
+    exporter = PrometheusExporter()
+    await feed(exporter, *(export(dst=str(number)) for number in range(5_000)))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    nursery.start_soon(count)
+    assert len(await samples(exporter)) == 5_000
+    assert turns >= 20
+
+
+# The collector
+
+
+async def test_a_collector_gives_a_registry_what_a_scrape_shows():
+    exporter = PrometheusExporter(statistics=[make_keeper()], created=True)
+    metrics = {
+        "total": 1,
+        "latency": Distribution([0.1], [1, 3], 1),
+        "m": Map("c", {"k": 1, "l": 2}),
+        "g": Gauge(math.inf),
+        "v": "x\n",
+    }
+    await feed(exporter, export(metrics), export({"total": 2}, dst="b"))
+    _, _, text = await scrape(exporter)
+    assert parsed(collected(exporter)) == parsed(text)
+    assert "probe_latency_seconds" in parsed(text)
+
+
+async def test_a_registry_can_render_it_as_open_metrics():
+    exporter = PrometheusExporter(created=True)
+    await feed(exporter, export({"total": 1, "latency": Distribution([1], [1, 0], 1)}))
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(exporter)
+    text = prometheus_client.openmetrics.exposition.generate_latest(registry).decode()
+    assert "# TYPE probe counter" in text
+    assert f"probe_total{{{','.join(sorted(IN_TEXT.split(',')))}}} 1.0" in text
+
+
+async def test_a_collector_leaves_out_what_is_gone(autojump_clock):
+    exporter = PrometheusExporter()
+    await feed(exporter, export(interval=10), export(interval=100, dst="b"))
+    await trio.sleep(30.5)
+    assert 'dst="a"' not in collected(exporter)
+    assert 'dst="b"' in collected(exporter)
+
+
+async def test_a_registry_may_collect_in_a_thread_while_exports_come(nursery):
+    exporter = PrometheusExporter()
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    nursery.start_soon(exporter.run, receive)
+    collecting = True
+
+    def collect():
+        nonlocal collecting
+        try:
+            for _ in range(20):
+                parsed(collected(exporter))
+        finally:
+            collecting = False
+
+    async with trio.open_nursery() as collector:
+        collector.start_soon(trio.to_thread.run_sync, collect)
+        number = 0
+        while collecting:
+            await send.send(export({f"x{number % 3}": 1}, dst=str(number % 7)))
+            number += 1
+
+
+# Serving
+
+
+async def get(address, path="/metrics", method="GET"):
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        host, port = address
+        host = f"[{host}]" if ":" in host else host
+        return await client.request(method, f"http://{host}:{port}{path}")
+
+
+async def test_it_serves_a_scrape_on_loopback_and_tells_the_address(nursery):
+    exporter = PrometheusExporter()
+    await feed(exporter, export(dst="é"))
+    host, port = await nursery.start(exporter.serve, 0)
+    assert host == "127.0.0.1"
+    response = await get((host, port))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "server" not in response.headers
+    _, _, text = await scrape(exporter)
+    assert response.text == text
+
+
+async def test_a_port_can_be_chosen_and_is_free_again_afterwards(nursery):
+    exporter = PrometheusExporter()
+    async with trio.open_nursery() as first:
+        host, port = await first.start(exporter.serve, 0)
+        assert (await get((host, port))).status_code == 200
+        first.cancel_scope.cancel()
+    assert await nursery.start(exporter.serve, port) == (host, port)
+    assert (await get((host, port))).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+async def test_another_host_can_be_chosen(nursery, host):
+    address = await nursery.start(lambda task_status: PrometheusExporter().serve(0, host=host, task_status=task_status))  # fmt: skip  # noqa: E501
+    assert (await get(address)).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_a_clear_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            OSError, match=f"can't listen on 127.0.0.1:{port}: Address already"
+        ):
+            await PrometheusExporter().serve(port)
+
+
+async def test_a_host_that_does_not_exist_is_a_clear_error():
+    with pytest.raises(OSError, match="can't listen on no such host:9464: "):
+        await PrometheusExporter().serve(9464, host="no such host")
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+async def test_a_port_out_of_range_is_refused(port):
+    with pytest.raises(ValueError, match=f"port must be from 0 to 65535, got {port}"):
+        await PrometheusExporter().serve(port)
+
+
+async def test_only_metrics_and_the_root_answer():
+    exporter = PrometheusExporter()
+    root = "trio-statskeeper: metrics are at /metrics\n"
+    assert (await scrape(exporter, "/"))[::2] == (200, root)
+    for path in "/metrics/", "/x", "", "/METRICS", "//":
+        status, _, text = await scrape(exporter, path)
+        assert (status, text) == (404, "Not found: metrics are at /metrics\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
+@pytest.mark.parametrize("path", ["/", "/metrics"])
+async def test_other_methods_than_get_and_head_are_refused(method, path):
+    status, headers, _ = await scrape(PrometheusExporter(), path, method)
+    assert status == 405
+    assert headers[b"allow"] == b"GET, HEAD"
+
+
+async def test_a_head_request_gets_no_body(nursery):
+    exporter = PrometheusExporter()
+    await feed(exporter, export())
+    address = await nursery.start(exporter.serve, 0)
+    response = await get(address, method="HEAD")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_a_websocket_is_refused():
+    events = []
+
+    async def send(event):
+        await trio.lowlevel.checkpoint()
+        events.append(event)
+
+    scope = {"type": "websocket", "path": "/metrics"}
+    await PrometheusExporter()._answer(scope, trio.sleep_forever, send)
+    assert events == [{"type": "websocket.close"}]
+
+
+async def test_cancelled_it_raises_a_bare_cancelled():
+    raised = None
+
+    async def serve(task_status):
+        nonlocal raised
+        try:
+            await PrometheusExporter().serve(0, task_status=task_status)
+        except BaseException as error:
+            raised = error
+            raise
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve)
+        nursery.cancel_scope.cancel()
+    assert type(raised) is trio.Cancelled
+
+
+async def test_what_goes_wrong_in_the_server_is_not_swallowed(monkeypatch):
+    async def fail(app, config, *, shutdown_trigger, task_status):
+        task_status.started()
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(module, "serve", fail)
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="a bug")):
+        await PrometheusExporter().serve(0)
+
+
+async def test_it_serves_where_the_system_has_no_user_timeout(nursery, monkeypatch):
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
+    address = await nursery.start(PrometheusExporter().serve, 0)
+    assert (await get(address)).status_code == 200
+
+
+async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
+    def bug(*_):
+        raise RuntimeError("a bug")
+
+    exporter = PrometheusExporter(statistics=[make_keeper()])
+    monkeypatch.setattr(module, "own_statistics", bug)
+    address = await nursery.start(exporter.serve, 0)
+    assert (await get(address)).status_code == 500
+    assert "a bug" in caplog.text
+    assert {record.name for record in caplog.records} == {"trio_statskeeper"}
+    caplog.clear()
+
+
+# Whatever comes
+
+
+@given(
+    st.lists(
+        st.builds(
+            EventMetrics,
+            st.floats(0, 1e12),
+            st.floats(0, 1e12),
+            st.dictionaries(texts, texts, max_size=4),
+            st.dictionaries(texts, values(), max_size=4),
+            st.floats(1e-9, 1e9),
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_whatever_comes_the_page_can_be_read_and_is_what_a_registry_shows(exports, created):
+    logging.getLogger("trio_statskeeper").setLevel(logging.CRITICAL)
+
+    async def main():
+        exporter = PrometheusExporter(created=created)
+        await feed(exporter, *exports)
+        _, _, text = await scrape(exporter)
+        assert parsed(text) == parsed(collected(exporter))
+
+    try:
+        trio.run(main)
+    finally:
+        logging.getLogger("trio_statskeeper").setLevel(logging.NOTSET)

@@ -47,7 +47,7 @@ import trio
 
 from ._checks import above_zero, is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels
-from ._event_metrics import EventMetrics
+from ._event_metrics import EventMetrics, unchecked_event_metrics
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
 from ._values import checked_bounds, quote
 
@@ -444,13 +444,13 @@ class StatsKeeper:
                     f"got {quote(value)} for {endpoint.key!r}"
                 )
             labels[name] = value
-        return EventMetrics(
-            timestamp=timestamp,
-            start_timestamp=start_timestamp(row),
-            labels=labels,
-            metrics=totals,
-            latency_unit=self.latency_unit,
-            export_interval=self.export_interval,
+        return unchecked_event_metrics(
+            timestamp,
+            start_timestamp(row),
+            labels,
+            totals,
+            self.latency_unit,
+            self.export_interval,
         )
 
     def _report_rejections(self) -> None:

@@ -77,10 +77,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
-    """Run the tests of the core with the oldest dependencies that it allows."""
+    """Run the tests without examples, with the oldest dependencies that are allowed."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
     oldest = [
         dependency.replace(">=", "==")
-        for dependency in PYPROJECT["project"]["dependencies"]
+        for dependency in (*project["dependencies"], *extras["otlp"], *extras["prometheus"])
     ]
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(".", *oldest, *groups)
@@ -89,9 +91,9 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Check that the tests of the core take every branch of it."""
+    """Check that the tests without real servers take every branch."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
-    session.install("-e", ".", "coverage", *groups)
+    session.install("-e", ".[otlp,prometheus]", "coverage", *groups)
     session.run("coverage", "run", "-m", "pytest", "--ignore=tests/integration", "-q")
     session.run("coverage", "report")
 

@@ -84,7 +84,7 @@ async def main(args: argparse.Namespace) -> None:
         # Whoever is handed a channel closes it: who shares one gets a clone.
         nursery.start_soon(tcp.run, tcp_receive, exports_send.clone())
         nursery.start_soon(disk.run, disk_receive, exports_send)
-        nursery.start_soon(shared.print_exports, exports_receive)
+        nursery.start_soon(shared.export, args, exports_receive, [tcp, disk])
         async with trio.open_nursery() as probes:
             with tcp_send:  # the clones stay open
                 for port in ports:

@@ -1,4 +1,4 @@
-"""What the examples share: arguments, prober and keeper, a clean end."""
+"""What the examples share: arguments, prober and keeper, outputs, a clean end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn, TextIO
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 import trio
 
-from trio_statskeeper import Endpoint, EventMetrics, Prober, StatsKeeper, exponential_bounds
+from trio_statskeeper import (
+    Endpoint,
+    EventMetrics,
+    Prober,
+    StatsKeeper,
+    exponential_bounds,
+    fan_out,
+)
+from trio_statskeeper.lines import write_lines
+from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.prometheus import PrometheusExporter
 
 # 1 ms to 4 s, each four times the one before.
 LATENCY_BOUNDS = exponential_bounds(base=4, scale_factor=0.001, num_buckets=7)
@@ -42,6 +54,19 @@ class Parser(argparse.ArgumentParser):
                 metavar="SECONDS",
                 help=f"seconds {meaning}",
             )
+        self.add_argument("--json", action="store_true", help="print JSON, without loss")
+        self.add_argument(
+            "--prometheus",
+            type=port,
+            metavar="PORT",
+            help="serve http://127.0.0.1:PORT/metrics, too (0: a port that is free)",
+        )
+        self.add_argument(
+            "--otlp",
+            type=otlp_url,
+            metavar="URL",
+            help="send OTLP, too, to a collector such as http://localhost:4318",
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -58,13 +83,34 @@ def seconds(text: str) -> float:
     return number
 
 
+def port(text: str) -> int:
+    """Return the port, 0 to 65535, that `text` says."""
+    if not text.isascii() or not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def otlp_url(text: str) -> str:
+    """Return `text` if it is the URL of a collector."""
+    try:
+        OTLPExporter(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def host_and_port(text: str) -> Endpoint:
     """Return the endpoint of `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6."""
-    host, _, port = text.rpartition(":")
+    host, _, number = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return Endpoint(host, int(port))
+    if host:
+        with suppress(argparse.ArgumentTypeError):
+            return Endpoint(host, port(number))
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+
+
+# Consumes exports until they end.
+Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[None]]
 
 
 class ToStandardError(logging.StreamHandler[TextIO]):
@@ -93,18 +139,18 @@ def run(
     status = 0
     try:
         trio.run(main, args)
-    except* (BrokenPipeError, trio.BrokenResourceError):  # print_exports', the keeper's
+    except* (BrokenPipeError, trio.BrokenResourceError):  # write_lines', the keeper's
         # Python flushes standard output once more on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except* OSError as group:
+        # A port that is taken, for instance: no traceback tells more.
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        print(error, file=sys.stderr)
+        status = 1
     sys.exit(status)
-
-
-async def print_exports(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-    """Print a line for each target at each export."""
-    with exports:
-        async for event_metrics in exports:
-            print(event_metrics, flush=True)
 
 
 async def probe_until_the_end(  # noqa: PLR0913
@@ -112,13 +158,11 @@ async def probe_until_the_end(  # noqa: PLR0913
     ptype: str,
     probe: Callable[[Endpoint], Awaitable[Any]],
     endpoints: Sequence[Endpoint],
-    show: Callable[
-        [trio.MemoryReceiveChannel[EventMetrics]], Awaitable[None]
-    ] = print_exports,
+    show: Output | None = None,
     *,
     latency_bounds: Sequence[float] = LATENCY_BOUNDS,
 ) -> None:
-    """Run prober, keeper and output, until the user wants no more."""
+    """Run prober, keeper and outputs, until the user wants no more."""
     results_send, results_receive = trio.open_memory_channel[Any](100)
     exports_send, exports_receive = trio.open_memory_channel[EventMetrics](0)
     prober = Prober(probe, lambda: endpoints, interval=args.interval, timeout=args.timeout)
@@ -129,14 +173,41 @@ async def probe_until_the_end(  # noqa: PLR0913
         export_interval=args.export_interval,
         distributions={"latency": latency_bounds},
     )
+    statistics: list[StatsKeeper | Prober] = [keeper, prober]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results_receive, exports_send)
-        nursery.start_soon(show, exports_receive)
+        nursery.start_soon(export, args, exports_receive, statistics, show)
         async with trio.open_nursery() as probers:
             probers.start_soon(prober.run, results_send)
             await wait_for_the_end(args)
             # The prober closes the results, upon which the keeper exports once more.
             probers.cancel_scope.cancel()
+
+
+async def export(
+    args: argparse.Namespace,
+    exports: trio.MemoryReceiveChannel[EventMetrics],
+    statistics: Sequence[StatsKeeper | Prober],
+    show: Output | None = None,
+) -> None:
+    """Run the outputs that the user has asked for, until `exports` ends."""
+    outputs = [show or partial(write_lines, json=args.json)]
+    async with trio.open_nursery() as servers:
+        if args.prometheus is not None:
+            prometheus = PrometheusExporter(statistics=statistics)
+            outputs.append(prometheus.run)
+            host, port = await servers.start(prometheus.serve, args.prometheus)
+            print(f"Metrics are at http://{host}:{port}/metrics.", file=sys.stderr)
+        if args.otlp is not None:
+            outputs.append(OTLPExporter(args.otlp, statistics=statistics).run)
+        sends: list[trio.MemorySendChannel[EventMetrics]] = []
+        async with trio.open_nursery() as nursery:
+            for output in outputs:
+                send, receive = trio.open_memory_channel[EventMetrics](0)
+                sends.append(send)
+                nursery.start_soon(output, receive)
+            nursery.start_soon(fan_out, exports, *sends)
+        servers.cancel_scope.cancel()
 
 
 async def wait_for_the_end(args: argparse.Namespace) -> None:

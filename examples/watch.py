@@ -106,6 +106,7 @@ def milliseconds(seconds: float) -> str:
 if __name__ == "__main__":
     args = shared.Parser(__doc__, "URL", probe_http.http_url).parse_args()
     main = probe_http.main
-    if sys.stdout.isatty() and Console().is_interactive:  # not on a "dumb" terminal
+    # Not on a "dumb" terminal.
+    if not args.json and sys.stdout.isatty() and Console().is_interactive:
         main = partial(main, show=watch, latency_bounds=BOUNDS)
     shared.run(main, args)

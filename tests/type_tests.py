@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import assert_type
 
 import attrs
 import trio
+from prometheus_client import CollectorRegistry
 
 import trio_statskeeper as ts
-from trio_statskeeper import testing
+from trio_statskeeper import lines, testing
+from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 @attrs.frozen
@@ -146,3 +150,25 @@ async def use_helpers(exports: trio.MemoryReceiveChannel[ts.EventMetrics]) -> No
     received = await testing.receive_exports(exports, 2, timeout=1)
     assert_type(received, list[ts.EventMetrics])
     assert_type(await probe(endpoint), Mapping[str, ts.Value] | None)
+
+
+async def use_outputs(
+    nursery: trio.Nursery, exports: trio.MemoryReceiveChannel[ts.EventMetrics]
+) -> None:
+    send, receive = trio.open_memory_channel[ts.EventMetrics](0)
+    nursery.start_soon(ts.fan_out, exports, send, send.clone())
+    await ts.fan_out(exports, receive)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    nursery.start_soon(lines.write_lines, receive)
+    nursery.start_soon(partial(lines.write_lines, receive, Path("file"), json=True))
+    prometheus = PrometheusExporter(statistics=[keeper, prober], created=True)
+    nursery.start_soon(prometheus.run, exports)
+    nursery.start_soon(prometheus.serve, 9464)
+    CollectorRegistry().register(prometheus)
+    PrometheusExporter(statistics=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    otlp = OTLPExporter("http://localhost:4318", statistics=(prober,), headers={"a": "b"})
+    nursery.start_soon(otlp.run, exports)
+    await nursery.start(otlp.run, exports)
+    OTLPExporter("http://localhost:4318", compression="zip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+assert_type(lines.from_json(lines.to_json(keeper.snapshot()[0])), ts.EventMetrics)

@@ -44,6 +44,9 @@ class Newest:
     _arrival: trio.Event = attrs.field(init=False, factory=trio.Event)
     ended: bool = attrs.field(init=False, default=False)
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, export: EventMetrics) -> None:
         now = trio.current_time()
         series = _series(export)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -35,6 +39,45 @@ def test_the_program_prints_such_lines_as_the_readme_shows():
         # Whether anybody listens to these ports here is another matter.
         assert export.metrics.keys() - example.metrics.keys() <= {"latency"}
         assert export.metrics["total"] > 0
+
+
+def test_the_program_can_be_given_the_outputs_that_the_readme_shows(tmp_path):
+    program, outputs = re.findall(
+        r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    printing = (
+        "        async for event_metrics in exports:\n            print(event_metrics)\n"
+    )
+    exporting = "        await export(exports, keeper, prober)\n"
+    assert printing in program
+    assert f"`{exporting.strip()}`" in README
+    program = program.replace(printing, exporting).replace(
+        "export_interval=2", "export_interval=0.2"
+    )
+    program = program.replace("import trio\n", f"import trio\n{outputs}", 1).replace(
+        "9464", port
+    )
+    assert port in program
+    (tmp_path / "program.py").write_text(program)
+    with subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    ) as running:
+        try:
+            page = ""
+            while "probe_success_total" not in page or "statskeeper_folded" not in page:
+                assert running.poll() is None
+                with (
+                    suppress(OSError),
+                    urlopen(f"http://127.0.0.1:{port}/metrics") as answer,
+                ):
+                    page = answer.read().decode()
+                time.sleep(0.05)
+        finally:
+            running.kill()
+    lines = (tmp_path / "metrics.log").read_text().splitlines()
+    assert EventMetrics.parse(lines[0]).metrics["total"] > 0
 
 
 @pytest.mark.skipif(

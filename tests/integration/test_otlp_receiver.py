@@ -1,0 +1,443 @@
+"""OTLPExporter against real servers: a receiver of OTLP, and HTTP in all its moods."""
+
+from __future__ import annotations
+
+import gzip
+import ssl
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trustme
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from real_servers import free_port
+
+from trio_statskeeper import (
+    Distribution,
+    Endpoint,
+    EventMetrics,
+    Gauge,
+    Map,
+    Prober,
+    StatsKeeper,
+    otlp,
+)
+from trio_statskeeper.otlp import OTLPExporter
+
+CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"
+TARGETS = [Endpoint("a"), Endpoint("b", 80)]
+PATIENCE = 60
+
+
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch):
+    """Retry at once, and ask no proxy."""
+    monkeypatch.setattr(otlp, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(otlp, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+async def until(condition) -> None:
+    while True:
+        await trio.sleep(0.01)
+        if condition():
+            return
+
+
+# A whole program, with a real receiver
+
+
+class Service:
+    """What is probed: it gives a known answer, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    async def probe(self, endpoint: Endpoint) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        self.asked[endpoint.key] += 1
+        return {
+            "resp-code": Map("code", {"200": 1, "404": 2}),
+            "round-trip-latency": 0.25,
+            "queue": Gauge(self.asked[endpoint.key] * 0.5),
+            "version": "v1 beta",
+        }
+
+
+@attrs.frozen
+class Program:
+    service: Service
+    keeper: StatsKeeper
+    probing: trio.CancelScope
+
+
+@asynccontextmanager
+async def program(endpoint: str) -> AsyncGenerator[Program]:
+    """Run prober, keeper and exporter; in the end, wait until all is delivered."""
+    service = Service()
+    prober = Prober(service.probe, lambda: TARGETS, interval=0.05, timeout=5)
+    keeper = StatsKeeper(
+        "http",
+        "homepage",
+        lambda: TARGETS,
+        export_interval=0.2,
+        distributions={"latency": (0.001, 0.5, 5)},
+        additional_labels={"site": "x"},
+    )
+    exporter = OTLPExporter(
+        endpoint,
+        service_name="tests",
+        resource_attributes={"deployment.environment.name": "é"},
+        compression=None,  # the receiver can't decompress
+        statistics=[keeper],
+    )
+    results_send, results = trio.open_memory_channel[Any](100)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keeper.run, results, exports_send)
+            await nursery.start(exporter.run, exports)
+            async with trio.open_nursery() as probers:
+                await probers.start(prober.run, results_send)
+                yield Program(service, keeper, probers.cancel_scope)
+                # The prober closes the results; then the keeper exports once more.
+                probers.cancel_scope.cancel()
+
+
+def newest(receiver, name):
+    """Return the newest point of each series, by its attributes without those of all."""
+    points = {}
+    for point in receiver.points(name):
+        attributes = dict(point.attributes)
+        assert attributes.pop("ptype") == "http"
+        assert attributes.pop("probe") == "homepage"
+        assert attributes.pop("site") == "x"
+        assert point.resource == {
+            "service.name": "tests",
+            "deployment.environment.name": "é",
+        }
+        points[tuple(sorted(attributes.items()))] = point
+    return points
+
+
+def assert_same_totals(receiver, keeper):
+    """Compare what the receiver has got last with the keeper's own totals."""
+    expected = {}
+    for kept in keeper.snapshot():
+        target = ("dst", kept.labels["dst"])
+        start = round(kept.start_timestamp * 1e9)
+        counter = ("sum", CUMULATIVE, True, start)
+        histogram = ("histogram", CUMULATIVE, False, start)
+        gauge = ("gauge", None, False, None)
+        for metric, value in kept.metrics.items():
+            name = "probe_" + metric.replace("-", "_")
+            unit = "s" if metric.endswith("latency") else ""
+            if isinstance(value, Map):
+                for key, count in value.values.items():
+                    series = (name, *sorted([target, (value.name, key)]))
+                    expected[series] = (*counter, unit, {"asInt": count})
+            elif isinstance(value, Distribution):
+                data = {
+                    "count": value.count,
+                    "sum": value.sum,
+                    "bucketCounts": list(value.bucket_counts),
+                    "explicitBounds": list(value.bounds),
+                }
+                expected[name, target] = (*histogram, unit, data)
+            elif isinstance(value, Gauge):
+                expected[name, target] = (*gauge, unit, {"asDouble": value.value})
+            elif isinstance(value, str):
+                series = (f"{name}_info", target, (metric, value))
+                expected[series] = (*gauge, unit, {"asInt": 1})
+            else:
+                kind = "asInt" if isinstance(value, int) else "asDouble"
+                expected[name, target] = (*counter, unit, {kind: value})
+    found = {}
+    for name in {series[0] for series in expected}:
+        for attributes, point in newest(receiver, name).items():
+            data = dict(point.data)
+            start = data.pop("startTimeUnixNano", None)
+            assert data.pop("timeUnixNano") >= (start or 0)
+            found[name, *attributes] = (
+                *(point.kind, point.temporality, point.monotonic, start),
+                *(point.unit, data),
+            )
+    assert found == expected
+
+
+def totals_of(points):
+    return {point.attributes["dst"]: point.data["asInt"] for point in points}
+
+
+async def test_a_real_receiver_has_the_keepers_totals_after_an_outage_too(
+    start_otlp_receiver, caplog
+):
+    caplog.set_level("INFO", "trio_statskeeper")
+    receiver = await trio.to_thread.run_sync(start_otlp_receiver)
+
+    async def received_more():
+        """Wait until the receiver has more of each target than it has now."""
+        before = totals_of(receiver.points("probe_total"))
+
+        def is_more(points):
+            totals = totals_of(points)
+            return len(totals) == len(TARGETS) and all(
+                total > before.get(target, 0) for target, total in totals.items()
+            )
+
+        await trio.to_thread.run_sync(receiver.wait_for, "probe_total", is_more)
+
+    async with program(receiver.endpoint.removesuffix("/v1/metrics")) as running:
+        await received_more()
+        await received_more()
+        await trio.to_thread.run_sync(receiver.stop)
+        passes = running.keeper.statistics().passes
+        await until(lambda: running.keeper.statistics().passes >= passes + 3)
+        await trio.to_thread.run_sync(receiver.start)
+        await received_more()
+        assert receiver.points("probe_total")[-1].data["asInt"] > 3
+    await trio.to_thread.run_sync(receiver.stop)
+
+    assert_same_totals(receiver, running.keeper)
+    totals = totals_of(receiver.points("probe_total"))
+    assert totals.keys() == {"a", "b:80"}
+    folded = receiver.points("statskeeper_folded")[-1]
+    assert folded.data["asInt"] == running.keeper.statistics().folded
+    for target in totals:
+        of_target = [
+            point.data
+            for point in receiver.points("probe_total")
+            if point.attributes["dst"] == target
+        ]
+        assert len({data["startTimeUnixNano"] for data in of_target}) == 1
+        times = [data["timeUnixNano"] for data in of_target]
+        assert times == sorted(times)
+        counts = [data["asInt"] for data in of_target]
+        assert counts == sorted(counts)
+    messages = [message.split(": ", 1)[1] for message in caplog.messages]
+    assert messages[-1] == "works again"
+    assert all(": " in message for message in messages[:-1])
+
+
+# A collector that is a few lines, and says what it got
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[ExportMetricsServiceRequest] = []
+        self.headers: list[dict[str, str]] = []
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        assert (scope["method"], scope["path"]) == ("POST", "/v1/metrics")
+        assert headers["content-length"] == str(len(body))
+        if headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.headers.append(headers)
+        self.requests.append(ExportMetricsServiceRequest.FromString(body))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    @property
+    def totals(self):
+        return {
+            point.attributes[0].value.string_value: point.as_int
+            for request in self.requests
+            for metric in request.resource_metrics[0].scope_metrics[0].metrics
+            if metric.name == "probe_total"
+            for point in metric.sum.data_points
+        }
+
+
+@asynccontextmanager
+async def collector(tmp_path=None, certificate=None) -> AsyncGenerator[Collector]:
+    app = Collector()
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    if certificate is not None:
+        config.keyfile, config.certfile = str(tmp_path / "key"), str(tmp_path / "chain")
+        certificate.private_key_pem.write_to_path(config.keyfile)
+        for pem in certificate.cert_chain_pems:
+            pem.write_to_path(config.certfile, append=True)
+    async with trio.open_nursery() as nursery:
+        [app.url] = await nursery.start(serve, app, config)
+        yield app
+        nursery.cancel_scope.cancel()
+
+
+def export(target: str, total: int, **metrics) -> EventMetrics:
+    return EventMetrics(1519084040, 0, {"dst": target}, {"total": total, **metrics})
+
+
+async def run(exporter: OTLPExporter, *exports: EventMetrics) -> None:
+    """Export these, and wait until they are delivered."""
+    send, receive = trio.open_memory_channel[EventMetrics](len(exports))
+    with send:
+        for each in exports:
+            send.send_nowait(each)
+    with trio.fail_after(PATIENCE):
+        await exporter.run(receive)
+
+
+@pytest.mark.parametrize("compression", ["gzip", None])
+async def test_http_as_a_server_sees_it(compression):
+    async with collector() as app:
+        headers = {"Authorization": "Bearer s3"}
+        exporter = OTLPExporter(app.url, compression=compression, headers=headers)
+        many = [export(str(number), number, text="x" * 1000) for number in range(2000)]
+        await run(exporter, *many)
+    assert app.totals == {str(number): number for number in range(2000)}
+    assert len(app.requests) > 1
+    for headers in app.headers:
+        assert headers["authorization"] == "Bearer s3"
+        assert headers["content-type"] == "application/x-protobuf"
+        assert headers.get("content-encoding") == compression
+
+
+async def test_https_with_an_authority_of_ones_own(tmp_path):
+    authority = trustme.CA()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with collector(tmp_path, authority.issue_cert("127.0.0.1")) as app:
+        await run(OTLPExporter(app.url, ssl_context=trusting), export("a", 1))
+    assert app.totals == {"a": 1}
+
+
+async def test_a_certificate_that_is_not_trusted_is_told_and_gets_nothing(tmp_path, caplog):
+    async with collector(tmp_path, trustme.CA().issue_cert("127.0.0.1")) as app:
+        await run(OTLPExporter(app.url, timeout=0.5), export("a", 1))
+    assert not app.requests
+    assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+    assert "the totals of 1 targets were not delivered" in caplog.messages[-1]
+
+
+@asynccontextmanager
+async def server(handler) -> AsyncGenerator[str]:
+    """Serve TCP on loopback."""
+    async with trio.open_nursery() as nursery:
+        serve_tcp = partial(trio.serve_tcp, handler, 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve_tcp)
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+class Flaky:
+    """Misbehaves twice, then answers 200."""
+
+    def __init__(self, misbehave) -> None:
+        self.misbehave = misbehave
+        self.connections = 0
+
+    async def __call__(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        async with stream:
+            request = b""
+            # The body follows the headers in a packet of its own, and is small.
+            while not request.partition(b"\r\n\r\n")[2]:
+                request += await stream.receive_some(100_000)
+            assert request.startswith(b"POST /v1/metrics HTTP/1.1\r\n")
+            if self.connections <= 2:
+                await self.misbehave(stream)
+            else:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+async def hang_up(stream) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def hang_up_within_the_answer(stream) -> None:
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+
+
+async def speak_something_else(stream) -> None:
+    await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+async def take_ones_time(stream) -> None:
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "logged"),
+    [
+        (hang_up, "Error: "),
+        (hang_up_within_the_answer, "RemoteProtocolError: peer closed connection"),
+        (speak_something_else, "RemoteProtocolError: illegal status line"),
+        (take_ones_time, "no answer within 0.5 s"),
+    ],
+)
+async def test_a_server_that_misbehaves_is_tried_again(misbehave, logged, caplog):
+    flaky = Flaky(misbehave)
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with server(flaky) as url, trio.open_nursery() as nursery:
+        nursery.start_soon(OTLPExporter(url, timeout=0.5).run, receive)
+        await send.send(export("a", 1))
+        with trio.fail_after(PATIENCE):
+            await until(lambda: flaky.connections == 3)
+        send.close()
+    assert flaky.connections == 3
+    assert logged in caplog.messages[0]
+    assert len(caplog.messages) == 1
+
+
+async def test_an_answer_without_end_is_not_read_to_its_end(caplog):
+    async def talk(stream) -> None:
+        async with stream:
+            await stream.receive_some(100_000)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(b"a" * 100_000)
+
+    async with server(talk) as url:
+        await run(OTLPExporter(url), export("a", 1))
+    assert not caplog.messages
+
+
+async def test_cancelled_within_a_request_it_ends(caplog):
+    connected = trio.Event()
+
+    async def read_nothing(stream) -> None:
+        connected.set()
+        await trio.sleep_forever()
+
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    async with server(read_nothing) as url:
+        exporter = OTLPExporter(url, timeout=1000, compression=None)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exporter.run, receive)
+                # More than the buffers of both sockets hold.
+                await send.send(export("a", 1, text="x" * 50_000_000))
+                await connected.wait()
+                nursery.cancel_scope.cancel()
+    assert send.statistics().open_receive_channels == 0
+
+
+async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, caplog):
+    url = f"http://127.0.0.1:{free_port()}"
+    await run(OTLPExporter(url, timeout=0.5), export("a", 1))
+    first, last = caplog.messages
+    assert first.startswith(f"{url}/v1/metrics: ConnectError: all attempts to connect")
+    assert last == f"{url}/v1/metrics: the totals of 1 targets were not delivered"

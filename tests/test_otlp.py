@@ -1,0 +1,1033 @@
+"""OTLPExporter: what it sends when, and what it makes of the collector's answers.
+
+The collector is an ASGI application in the same process, on the mock clock; real HTTP is
+tested in tests/integration.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx2
+import pytest
+import trio
+from helpers import make_keeper, one, running
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+
+from trio_statskeeper import EventMetrics, Prober, otlp
+from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.testing import ScriptedProbe, Succeed
+
+ENDPOINT = "http://collector:4318"
+URL = f"{ENDPOINT}/v1/metrics"
+
+
+def export(target: str, total: float, interval: float = 10, **metrics: Any) -> EventMetrics:
+    metrics["total"] = total
+    return EventMetrics(total, 0, {"dst": target}, metrics, 1, interval)
+
+
+@attrs.frozen
+class Answer:
+    """What the collector answers, and after how long."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = attrs.field(factory=dict)
+    after: float = 0
+
+
+def partial_success(rejected: int, message: str) -> Answer:
+    response = ExportMetricsServiceResponse()
+    response.partial_success.rejected_data_points = rejected
+    response.partial_success.error_message = message
+    return Answer(body=response.SerializeToString())
+
+
+@attrs.frozen
+class Received:
+    at: float
+    path: str
+    query: bytes
+    headers: dict[str, str]
+    message: ExportMetricsServiceRequest
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """The values of `probe_total`, by target."""
+        return self.values("probe_total", "dst")
+
+    def values(self, name: str, attribute: str) -> dict[str, float]:
+        """The values of a sum, by one of its attributes."""
+        return {
+            each.value.string_value: point.as_int
+            for metric in self.metrics
+            if metric.name == name
+            for point in metric.sum.data_points
+            for each in point.attributes
+            if each.key == attribute
+        }
+
+    @property
+    def metrics(self):
+        [of_resource] = self.message.resource_metrics
+        [of_scope] = of_resource.scope_metrics
+        return of_scope.metrics
+
+
+class Collector:
+    """Answers as the script says, its last line over and over."""
+
+    def __init__(self) -> None:
+        self.script: list[Answer | Exception] = [Answer()]
+        self.received: list[Received] = []
+        self.client_options: dict[str, Any] = {}
+
+    @property
+    def totals(self) -> list[dict[str, float]]:
+        return [received.totals for received in self.received]
+
+    @property
+    def times(self) -> list[float]:
+        return [round(received.at, 6) for received in self.received]
+
+    async def __call__(self, scope, receive, send) -> None:
+        body = b""
+        message = {"more_body": True}
+        while message["more_body"]:
+            message = await receive()
+            body += message["body"]
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        if headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.received.append(
+            Received(
+                trio.current_time(),
+                scope["path"],
+                scope["query_string"],
+                headers,
+                ExportMetricsServiceRequest.FromString(body),
+            )
+        )
+        answer = self.script[0] if len(self.script) == 1 else self.script.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        await trio.sleep(answer.after)
+        headers = [
+            (name.encode(), text.encode("latin-1")) for name, text in answer.headers.items()
+        ]
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": answer.body})
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    """Be all HTTP servers, and take the chance out of delays."""
+    collector = Collector()
+    transport = httpx2.ASGITransport(collector)
+    client = httpx2.AsyncClient
+
+    def connected(**options: Any) -> httpx2.AsyncClient:
+        collector.client_options = options
+        return client(**options, transport=transport)
+
+    monkeypatch.setattr(httpx2, "AsyncClient", connected)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    return collector
+
+
+@attrs.frozen
+class Run:
+    """An exporter that runs, and the other end of its channel."""
+
+    exports: trio.MemorySendChannel[EventMetrics]
+    nursery: trio.Nursery
+    ended: trio.Event
+
+    async def send(self, *exports: EventMetrics) -> None:
+        for each in exports:
+            await self.exports.send(each)
+
+
+@asynccontextmanager
+async def exporting(endpoint: str = ENDPOINT, **options: Any) -> AsyncGenerator[Run]:
+    """Run an exporter in the background; it is cancelled on leaving the block."""
+    exporter = OTLPExporter(endpoint, **options)
+    send, receive = trio.open_memory_channel[EventMetrics](0)
+    ended = trio.Event()
+
+    async def export_all() -> None:
+        await exporter.run(receive)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(export_all)
+        yield Run(send, nursery, ended)
+        nursery.cancel_scope.cancel()
+
+
+# What it sends
+
+
+async def test_what_is_exported_is_posted_to_the_collector(collector, autojump_clock):
+    async with exporting(service_name="tests", resource_attributes={"site": "x"}) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+    [received] = collector.received
+    assert received.totals == {"a": 1}
+    assert received.path == "/v1/metrics"
+    assert received.headers["content-type"] == "application/x-protobuf"
+    [of_resource] = received.message.resource_metrics
+    attributes = {a.key: a.value.string_value for a in of_resource.resource.attributes}
+    assert attributes == {"service.name": "tests", "site": "x"}
+
+
+async def test_exports_that_come_together_travel_together(collector, autojump_clock):
+    async with exporting() as run:
+        await run.send(export("a", 1), export("b", 2))
+        await trio.sleep(0.01)
+        await run.send(export("c", 3), export("a", 4))
+        await trio.sleep(1)
+        await run.send(export("a", 5))
+        await trio.sleep(1)
+    assert collector.totals == [{"a": 4, "b": 2, "c": 3}, {"a": 5}]
+
+
+async def test_a_request_takes_no_more_exports_than_it_may(
+    collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(otlp, "_REQUEST_EXPORTS", 2)
+    async with exporting() as run:
+        await run.send(*(export(target, 1) for target in "abcde"))
+        await trio.sleep(1)
+    assert [[*totals] for totals in collector.totals] == [["a", "b"], ["c", "d"], ["e"]]
+    # Where a full request waits, there is nothing to wait for.
+    first, second, third = collector.times
+    assert first == second < third
+
+
+async def test_a_request_that_is_large_enough_takes_no_further_export(
+    collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(otlp, "_REQUEST_SIZE", 100_000)
+    async with exporting(compression=None) as run:
+        await run.send(*(export(target, 1, text="x" * 50_000) for target in "abcde"))
+        await trio.sleep(1)
+    assert [[*totals] for totals in collector.totals] == [["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_others_run_while_a_request_is_built(collector, monkeypatch, nursery):
+    monkeypatch.setattr(otlp, "_BUILDING_STEP", 0)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with exporting() as run:
+        await run.send(*(export(str(number), 1) for number in range(200)))
+        request = otlp._Run._build
+        built = trio.Event()
+
+        async def build(self):
+            run.nursery.start_soon(others)
+            before = turns
+            found = await request(self)
+            assert turns - before >= 200
+            built.set()
+            return found
+
+        monkeypatch.setattr(otlp._Run, "_build", build)
+        await built.wait()
+
+
+async def test_it_is_compressed_unless_that_is_not_wanted(collector, autojump_clock):
+    for compression in ("gzip", None):
+        async with exporting(compression=compression) as run:
+            await run.send(export("a", 1))
+            await trio.sleep(1)
+    assert collector.totals == [{"a": 1}, {"a": 1}]
+    encodings = [each.headers.get("content-encoding") for each in collector.received]
+    assert encodings == ["gzip", None]
+
+
+async def test_much_is_compressed_in_a_thread(collector, monkeypatch):
+    in_thread = []
+    compress = gzip.compress
+
+    def noticing(*args, **options):
+        in_thread.append(not trio.lowlevel.in_trio_task())
+        return compress(*args, **options)
+
+    monkeypatch.setattr(gzip, "compress", noticing)
+    monkeypatch.setattr(otlp, "_COMPRESSED_AT_ONCE", 1000)
+    exporter = OTLPExporter(ENDPOINT)
+    for length in (100, 1000):
+        send, receive = trio.open_memory_channel[EventMetrics](1)
+        with send:
+            send.send_nowait(export("a", length, text="x" * length))
+        await exporter.run(receive)
+    assert in_thread == [False, True]
+    assert collector.totals == [{"a": 100}, {"a": 1000}]
+
+
+async def test_cancelled_it_does_not_wait_for_a_thread_that_compresses(
+    collector, monkeypatch
+):
+    began, released = trio.Event(), threading.Event()
+
+    def compress(*_: object, **__: object) -> bytes:
+        trio.from_thread.run_sync(began.set)
+        released.wait()
+        return b""
+
+    monkeypatch.setattr(gzip, "compress", compress)
+    monkeypatch.setattr(otlp, "_COMPRESSED_AT_ONCE", 0)
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await began.wait()
+        run.nursery.cancel_scope.cancel()
+    released.set()
+
+
+async def test_headers_are_sent_but_none_that_would_change_the_answer(
+    collector, autojump_clock
+):
+    async with exporting(headers={"API-Key": "s3", "accept-encoding": "br"}) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+    [received] = collector.received
+    assert received.headers["api-key"] == "s3"
+    assert received.headers["accept-encoding"] == "identity"
+
+
+async def test_credentials_in_the_url_authenticate(collector, autojump_clock):
+    async with exporting("http://me:secret@collector") as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+    [received] = collector.received
+    assert received.headers["authorization"] == "Basic bWU6c2VjcmV0"
+
+
+async def test_exports_of_which_nothing_can_be_sent_make_no_request(
+    collector, autojump_clock, caplog
+):
+    async with exporting() as run:
+        await run.send(export("a", math.nan))
+        await trio.sleep(1)
+        await run.send(export("b", 1))
+        await trio.sleep(1)
+    assert collector.totals == [{"b": 1}]
+    assert len(caplog.messages) == 1
+
+
+# A collector in trouble
+
+
+@pytest.mark.parametrize(
+    ("trouble", "logged"),
+    [
+        (Answer(429), "status 429"),
+        (Answer(502), "status 502"),
+        (Answer(503, b"full\n\xff"), "status 503: 'full\\n\ufffd'"),
+        (Answer(504, b"x" * 1000), f"status 504: '{'x' * 37}...{'x' * 38}'"),
+        (httpx2.ConnectError("refused"), "ConnectError: refused"),
+        (httpx2.RemoteProtocolError("what?"), "RemoteProtocolError: what?"),
+        (httpx2.ProxyError("no"), "ProxyError: no"),
+    ],
+)
+async def test_what_may_be_over_soon_is_retried_ever_more_seldom_and_logged_once(
+    trouble, logged, collector, autojump_clock, caplog
+):
+    caplog.set_level("INFO", "trio_statskeeper")
+    collector.script = [trouble] * 8 + [Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1), export("b", 2))
+        await trio.sleep(1000)
+    pauses = [
+        round(after - before, 6)
+        for before, after in zip(collector.times, collector.times[1:], strict=False)
+    ]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert collector.totals == [{"a": 1, "b": 2}] * 9
+    assert caplog.messages == [
+        f"{URL}: {logged}; retrying, with the newest totals of 2 targets",
+        f"{URL}: works again",
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+async def test_after_a_success_the_delay_is_short_again_and_problems_are_logged_again(
+    collector, autojump_clock, caplog
+):
+    caplog.set_level("INFO", "trio_statskeeper")
+    down, up = Answer(503), Answer()
+    collector.script = [down, down, up, down, up]
+    async with exporting() as run:
+        for total in (1, 2):
+            await run.send(export("a", total))
+            await trio.sleep(100)
+    times = collector.times
+    assert [round(times[i] - times[i - 1], 6) for i in (1, 2, 4)] == [1, 2, 1]
+    assert [message.split()[1] for message in caplog.messages] == ["status", "works"] * 2
+
+
+async def test_delays_differ_by_chance(collector, autojump_clock, monkeypatch):
+    drawn = []
+
+    def uniform(low, high):
+        drawn.append((low, high))
+        return high
+
+    monkeypatch.setattr(random, "uniform", uniform)
+    collector.script = [Answer(503), Answer(503), Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(100)
+    assert collector.times == [0.05, 1.25, 3.65]
+    assert drawn == [(0.8, 1.2)] * 2
+
+
+async def test_a_collector_that_does_not_answer_in_time_is_retried(
+    collector, autojump_clock, caplog
+):
+    collector.script = [Answer(after=3), Answer(after=1)]
+    async with exporting(timeout=2.5) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(100)
+    assert collector.times == [0.05, 3.55]
+    assert collector.client_options["timeout"] is None  # httpx2 has limits of its own
+    assert "no answer within 2.5 s; retrying" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        ("7", 7),
+        ("0", 1),
+        ("99999999999999999999", 300),
+        ("9" * 400, 300),
+        (formatdate(1_000_000_020, usegmt=True), 20),
+        (formatdate(999_999_999, usegmt=True), 1),
+        (formatdate(2_000_000_000, usegmt=True), 300),
+        ("-5", 1),
+        ("1.5", 1),
+        ("nan", 1),
+        ("soon", 1),
+        ("", 1),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 1),
+    ],
+)
+async def test_the_collector_may_say_when_to_retry_within_limits(
+    retry_after, pause, collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
+    collector.script = [Answer(503, headers={"Retry-After": retry_after}), Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1000)
+    assert collector.times == [0.05, 0.05 + pause]
+
+
+async def test_retry_after_means_nothing_where_a_retry_would_not_help(
+    collector, autojump_clock
+):
+    collector.script = [Answer(400, headers={"Retry-After": "1"}), Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(10)
+    assert len(collector.received) == 1
+
+
+async def test_after_an_outage_the_newest_of_each_target_alone_is_sent(
+    collector, autojump_clock
+):
+    down = httpx2.ConnectError("refused")
+    collector.script = [down] * 5 + [Answer()]
+    async with exporting() as run:
+        for total in range(3):
+            await run.send(export("a", total), export("b", total))
+            await trio.sleep(10)
+        await trio.sleep(100)
+    assert collector.totals[-1] == {"a": 2, "b": 2}
+    assert len(collector.totals) == 6
+
+
+async def test_what_is_gone_during_an_outage_is_not_sent_after_it(
+    collector, autojump_clock, caplog
+):
+    collector.script = [Answer(503)] * 5 + [Answer()]
+    async with exporting() as run:
+        await run.send(export("gone", 1), export("a", 1))
+        for total in (2, 3, 4, 5):
+            await trio.sleep(10)
+            await run.send(export("a", total))
+        await trio.sleep(100)
+    assert collector.totals[-1] == {"a": 5}
+
+
+async def test_what_comes_during_a_request_is_sent_after_it(collector, autojump_clock):
+    collector.script = [Answer(after=1)]
+    async with exporting() as run:
+        await run.send(export("a", 1), export("b", 1))
+        await trio.sleep(0.5)
+        await run.send(export("a", 2))
+        await trio.sleep(10)
+    assert collector.totals == [{"a": 1, "b": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 408, 413, 500, 501])
+async def test_what_a_retry_cannot_help_is_given_up_and_logged_once(
+    status, collector, autojump_clock, caplog
+):
+    headers = {"Location": f"{ENDPOINT}/elsewhere"}
+    collector.script = [Answer(status, b"why", headers)] * 2 + [Answer()]
+    async with exporting() as run:
+        for total in (1, 2, 3):
+            await run.send(export("a", total))
+            await trio.sleep(100)
+    assert collector.totals == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert caplog.messages == [f"{URL}: status {status}: 'why'; not retried"]
+
+
+async def test_a_partial_success_is_logged_once_per_message_and_not_retried(
+    collector, autojump_clock, caplog
+):
+    caplog.set_level("INFO", "trio_statskeeper")
+    collector.script = [
+        partial_success(1, "too old"),
+        partial_success(2, "too old"),
+        partial_success(3, ""),
+        partial_success(0, "use gRPC\n"),
+        Answer(),
+        partial_success(4, "too old"),
+    ]
+    async with exporting() as run:
+        for total in range(6):
+            await run.send(export("a", total))
+            await trio.sleep(100)
+    assert len(collector.received) == 6
+    says = f"{URL}: a partial success:"
+    assert caplog.messages == [
+        f"{says} 'too old', 1 data points rejected; not retried",
+        f"{says} '', 3 data points rejected; not retried",
+        f"{says} 'use gRPC\\n', 0 data points rejected; not retried",
+        f"{URL}: works again",
+        f"{says} 'too old', 4 data points rejected; not retried",
+    ]
+
+
+async def test_a_redirect_that_makes_no_sense_is_one_of_the_collectors_problems(
+    collector, autojump_clock, caplog
+):
+    collector.script = [Answer(301, headers={"Location": ":foo:"}), Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(10)
+    assert collector.totals == [{"a": 1}, {"a": 1}]
+    assert "ValueError: URL must be absolute to have an origin; retrying" in caplog.text
+
+
+async def test_cookies_are_of_no_interest(collector, autojump_clock):
+    collector.script = [Answer(headers={"Set-Cookie": "a=\xff"})]
+    async with exporting() as run:
+        for total in (1, 2):
+            await run.send(export("a", total))
+            await trio.sleep(1)
+    assert collector.totals == [{"a": 1}, {"a": 2}]
+    assert "cookie" not in collector.received[1].headers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ExportMetricsServiceResponse().SerializeToString(),
+        b"{}",
+        b"\xff" * 100,
+        b"\n" * 10_000_000,
+        b"a" * 20_000 + partial_success(1, "out of sight").body,
+    ],
+)
+async def test_whatever_else_a_success_says_is_none_of_our_business(
+    body, collector, autojump_clock, caplog
+):
+    collector.script = [Answer(202, body)]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(10)
+    assert len(collector.received) == 1
+    assert not caplog.messages
+
+
+async def test_neither_log_nor_repr_has_secrets(collector, autojump_clock, caplog):
+    caplog.set_level("DEBUG")
+    options = {"endpoint": "http://me:s3cret@host/x", "headers": {"api-key": "s3cret"}}
+    collector.script = [Answer(400)]
+    async with exporting(**options) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+    assert "http://host/x/v1/metrics: status 400; not retried" in caplog.messages
+    shown = repr(OTLPExporter(**options))
+    assert "endpoint=http://host/x/v1/metrics," in shown
+    assert "s3cret" not in caplog.text + shown
+
+
+async def test_a_query_is_sent_but_shown_neither_in_our_log_nor_in_repr(
+    collector, autojump_clock, caplog
+):
+    endpoint = "http://host?key=s3cret"
+    collector.script = [Answer(400)]
+    async with exporting(endpoint) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+    assert collector.received[0].query == b"key=s3cret"
+    assert caplog.messages == ["http://host/v1/metrics: status 400; not retried"]
+    assert "s3cret" not in repr(OTLPExporter(endpoint))
+
+
+def test_an_exception_that_says_nothing_is_explained_by_its_cause():
+    tls = ssl.SSLError(1, "certificate has expired")
+    middle = trio.BrokenResourceError()
+    middle.__context__ = tls
+    error = httpx2.ConnectError("")
+    error.__cause__ = middle
+    assert otlp._why(error) == "ConnectError: certificate has expired"
+    assert otlp._why(httpx2.ReadError("")) == "ReadError: "
+
+
+# The keepers' own statistics
+
+
+async def test_the_statistics_of_keepers_and_probers_travel_with_each_request(
+    collector, autojump_clock
+):
+    keeper = make_keeper()
+    probe = ScriptedProbe([Succeed()])
+    prober = Prober(probe, list, interval=1, timeout=1, name="homepage")
+    async with running(keeper) as kept, exporting(statistics=[keeper, prober]) as run:
+        for count in (1, 2):
+            kept.send(one("a"))
+            await trio.sleep(1.5)
+            await run.send(export("a", count))
+            await trio.sleep(1)
+    assert collector.totals == [{"a": 1}, {"a": 2}]
+    assert [
+        received.values("statskeeper_folded", "probe") for received in collector.received
+    ] == [{"homepage": 1}, {"homepage": 2}]
+    metrics = {metric.name: metric for metric in collector.received[0].metrics}
+    assert metrics["statskeeper_rejected"].description == (
+        "Results of probe runs that could not be added to the totals."
+    )
+    assert metrics["statskeeper_targets_held"].gauge.data_points[0].as_int == 1
+    assert metrics["statskeeper_prober_runs_missed"].sum.is_monotonic
+
+
+async def test_statistics_that_fill_a_request_leave_room_for_an_export(
+    collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(otlp, "_REQUEST_SIZE", 1)
+    async with exporting(statistics=[make_keeper()]) as run:
+        await run.send(export("a", 1), export("b", 2))
+        await trio.sleep(1)
+    assert collector.totals == [{"a": 1}, {"b": 2}]
+
+
+async def test_the_statistics_come_every_ten_seconds_when_there_are_no_exports(
+    collector, autojump_clock
+):
+    async with exporting(statistics=[make_keeper()]) as run:
+        await trio.sleep(25)
+        await run.send(export("a", 1))
+        await trio.sleep(11)
+    assert collector.times == [10, 20, 25.05, 35.05]
+    assert collector.totals == [{}, {}, {"a": 1}, {}]
+
+
+async def test_without_statistics_nothing_comes_when_there_are_no_exports(
+    collector, autojump_clock
+):
+    async with exporting():
+        await trio.sleep(1000)
+    assert not collector.received
+
+
+# The end
+
+
+async def test_at_the_end_of_the_exports_all_of_them_are_sent(
+    collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(otlp, "_REQUEST_EXPORTS", 1)
+    collector.script = [Answer(after=1), Answer(503), Answer(after=1)]
+    async with exporting() as run:
+        await run.send(*(export(target, 1) for target in "ab"))
+        run.exports.close()
+        await run.ended.wait()
+    # It does not wait for what might still come.
+    assert collector.times == [0, 1, 2]
+    assert collector.totals == [{"a": 1}, {"b": 1}, {"b": 1}]
+
+
+async def test_when_nothing_waits_at_the_end_it_returns_at_once(collector, autojump_clock):
+    async with exporting(statistics=[make_keeper()]) as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+        run.exports.close()
+        await run.ended.wait()
+        assert trio.current_time() == 1
+    assert len(collector.received) == 1
+
+
+async def test_the_end_cuts_short_the_pause_before_a_retry(collector, autojump_clock):
+    collector.script = [Answer(503)] * 6 + [Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(20)
+        run.exports.close()
+        await run.ended.wait()
+    # The next try would have been due at 31.05.
+    assert collector.times == [0.05, 1.05, 3.05, 7.05, 15.05, 20, 21]
+
+
+async def test_the_end_does_not_cut_short_what_the_collector_asks_for(
+    collector, autojump_clock
+):
+    collector.script = [Answer(429, headers={"Retry-After": "5"}), Answer()]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+        run.exports.close()
+        await run.ended.wait()
+    assert collector.times == [0.05, 5.05]
+
+
+@pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000)])
+async def test_after_the_end_what_cannot_be_delivered_in_time_is_given_up_and_logged(
+    trouble, collector, autojump_clock, caplog
+):
+    collector.script = [trouble]
+    async with exporting(timeout=5) as run:
+        await run.send(export("a", 1), export("b", 1))
+        await trio.sleep(1)
+        run.exports.close()
+        await run.ended.wait()
+        assert trio.current_time() == 6
+    assert caplog.messages[-1] == f"{URL}: the totals of 2 targets were not delivered"
+
+
+class Cancelled:
+    """An exporter in a scope of its own, which is cancelled."""
+
+    def __init__(self, nursery, **options):
+        self.exports, self.receive = trio.open_memory_channel[EventMetrics](0)
+        self.exporter = OTLPExporter(ENDPOINT, **options)
+        self.scope = trio.CancelScope()
+        self.raised = None
+        self.ended = trio.Event()
+        nursery.start_soon(self._run)
+
+    async def _run(self):
+        with self.scope:
+            try:
+                await self.exporter.run(self.receive)
+            except BaseException as error:
+                self.raised = error
+                self.ended_at = trio.current_time()
+                raise
+            finally:
+                self.ended.set()
+
+    async def cancel(self):
+        self.scope.cancel()
+        await self.ended.wait()
+        assert type(self.raised) is trio.Cancelled
+        assert self.exports.statistics().open_receive_channels == 0
+
+
+@pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000), Answer()])
+async def test_cancelled_it_ends_at_once_with_a_bare_cancelled(
+    trouble, collector, autojump_clock, nursery
+):
+    collector.script = [trouble]
+    run = Cancelled(nursery)
+    await run.exports.send(export("a", 1))
+    await trio.sleep(0.5)
+    await run.cancel()
+    assert run.ended_at == 0.5
+
+
+async def test_cancelled_with_a_flush_timeout_it_sends_what_still_comes(
+    collector, autojump_clock, nursery
+):
+    collector.script = [Answer(503), Answer(503), Answer(after=1)]
+    run = Cancelled(nursery, flush_timeout=5)
+    await run.exports.send(export("a", 1))
+    await trio.sleep(2)
+    nursery.start_soon(run.cancel)
+    await wait_all_tasks_blocked()
+    await run.exports.send(export("b", 1))
+    run.exports.close()
+    await run.ended.wait()
+    assert collector.totals == [{"a": 1}, {"a": 1}, {"a": 1, "b": 1}]
+    assert run.ended_at == 3
+
+
+async def test_a_cancelled_keeper_gets_its_last_export_through(
+    collector, autojump_clock, nursery
+):
+    exporter = OTLPExporter(ENDPOINT, flush_timeout=5)
+    keeper = make_keeper(flush_timeout=5)
+    results, results_receive = trio.open_memory_channel(10)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as both:
+            both.start_soon(keeper.run, results_receive, exports_send)
+            both.start_soon(exporter.run, exports)
+            results.send_nowait(one("a"))
+            await trio.sleep(1.5)
+            results.send_nowait(one("a"))
+            scope.cancel()
+    assert collector.totals[-1] == {"a": 2}
+
+
+@pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000)])
+async def test_a_flush_takes_no_longer_than_it_may(
+    trouble, collector, autojump_clock, nursery, caplog
+):
+    collector.script = [trouble]
+    run = Cancelled(nursery, flush_timeout=3)
+    await run.exports.send(export("a", 1))
+    await trio.sleep(1)
+    await run.cancel()
+    assert run.ended_at == 4
+    assert caplog.messages[-1] == f"{URL}: the totals of 1 targets were not delivered"
+
+
+async def test_it_may_run_again_with_a_new_channel(collector, autojump_clock):
+    exporter = OTLPExporter(ENDPOINT)
+    for total in (1, 2):
+        send, receive = trio.open_memory_channel[EventMetrics](1)
+        with send:
+            send.send_nowait(export("a", total))
+        await exporter.run(receive)
+    assert collector.totals == [{"a": 1}, {"a": 2}]
+
+
+async def test_two_runs_at_once_are_refused_and_nothing_is_closed(
+    collector, autojump_clock, nursery
+):
+    exporter = OTLPExporter(ENDPOINT)
+    first, first_receive = trio.open_memory_channel[EventMetrics](0)
+    second, second_receive = trio.open_memory_channel[EventMetrics](0)
+    await nursery.start(exporter.run, first_receive)
+    with pytest.raises(trio.BusyResourceError, match="already running"):
+        await exporter.run(second_receive)
+    assert second.statistics().open_receive_channels == 1
+    await first.send(export("a", 1))
+    await trio.sleep(1)
+    assert collector.totals == [{"a": 1}]
+    first.close()
+
+
+async def test_what_is_no_trouble_of_the_collector_is_raised_bare(collector, monkeypatch):
+    collector.script = [RuntimeError("a bug")]
+    exporter = OTLPExporter(ENDPOINT)
+    send, receive = trio.open_memory_channel[EventMetrics](1)
+    send.send_nowait(export("a", 1))
+    with pytest.raises(RuntimeError, match="a bug"):
+        await exporter.run(receive)
+    assert send.statistics().open_receive_channels == 0
+
+
+# What is configured
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("http://localhost:4318", "http://localhost:4318/v1/metrics"),
+        ("http://localhost:4318/", "http://localhost:4318/v1/metrics"),
+        ("https://h/v1/metrics", "https://h/v1/metrics"),
+        ("https://h/v1/metrics/", "https://h/v1/metrics"),
+        ("https://h/a%2Fb/?key=%20c#d", "https://h/a%2Fb/v1/metrics?key=%20c#d"),
+        ("HTTPS://H", "https://h/v1/metrics"),
+        ("http://[::1]:4318", "http://[::1]:4318/v1/metrics"),
+    ],
+)
+def test_the_path_is_added_unless_it_is_there(endpoint, url):
+    assert OTLPExporter(endpoint).endpoint == url
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        (4318, "endpoint must be a URL as a string, got 4318"),
+        (
+            b"http://localhost",
+            "endpoint must be a URL as a string, got b'http://localhost'",
+        ),
+        (
+            "localhost:4318",
+            "must be like 'http://localhost:4318' or 'https://…', got 'localhost:4318'",
+        ),
+        ("grpc://localhost", "got 'grpc://localhost'"),
+        ("http://", "got 'http://'"),
+        ("", "got ''"),
+        ("http://h\n", "endpoint must be a URL, got 'http://h\\n': Invalid"),
+        ("http://h:x", "endpoint must be a URL, got 'http://h:x': Invalid port"),
+        ("http://a..b", "endpoint must be a URL, got 'http://a..b': "),
+        ("http://h/\ud800", "endpoint must be a URL, got 'http://h/\\ud800': "),
+        ("http://h:0", "endpoint must have a port from 1 to 65535, got 'http://h:0'"),
+        ("http://h:65536", "got 'http://h:65536'"),
+        ("http://me:s3cret@h:0?s3cret", "got 'http://h:0'"),
+    ],
+)
+def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        OTLPExporter(endpoint)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"service_name": ""}, ValueError, "service_name must not be empty"),
+        ({"service_name": 1}, TypeError, "service_name must be a string, got 1"),
+        (
+            {"resource_attributes": {"a": 1}},
+            TypeError,
+            "resource_attributes must be strings by name, got a int for 'a'",
+        ),
+        ({"resource_attributes": {1: "a"}}, TypeError, "got a str for 1"),
+        (
+            {"resource_attributes": [("a", "b")]},
+            TypeError,
+            "resource_attributes must be a mapping, got [('a', 'b')]",
+        ),
+        ({"resource_attributes": {"": "a"}}, ValueError, "got one that is empty"),
+        (
+            {"resource_attributes": {"service.name": "a"}},
+            ValueError,
+            "resource_attributes can't have 'service.name': give it as service_name",
+        ),
+        (
+            {"headers": {"a": b"b"}},
+            TypeError,
+            "headers must be strings by name, got a byte",
+        ),
+        ({"headers": None}, TypeError, "headers must be a mapping, got None"),
+        ({"headers": {"": "a"}}, ValueError, "got ''"),
+        (
+            {"headers": {"a:": "b"}},
+            ValueError,
+            "headers must have names of ASCII letters, digits and hyphens, got 'a:'",
+        ),
+        ({"headers": {"a\n": "b"}}, ValueError, r"got 'a\n'"),
+        ({"headers": {"é": "b"}}, ValueError, "got 'é'"),
+        (
+            {"headers": {"api-key": "s3cret\n"}},
+            ValueError,
+            r"printable ASCII without spaces around it, got '\n' in that of 'api-key'",
+        ),
+        ({"headers": {"api-key": " a"}}, ValueError, "got ' ' in that of 'api-key'"),
+        ({"headers": {"api-key": "a\t"}}, ValueError, r"got '\t' in that"),
+        ({"headers": {"api-key": "aéb"}}, ValueError, "got 'é' in that"),
+        ({"headers": {"api-key": "a\x7f"}}, ValueError, r"got '\x7f' in that"),
+        (
+            {"headers": {"Content-Type": "a"}},
+            ValueError,
+            "headers can't have 'Content-Type': it follows from what is sent",
+        ),
+        ({"headers": {"content-LENGTH": "1"}}, ValueError, "headers can't have"),
+        ({"compression": "br"}, ValueError, "compression must be 'gzip' or None, got 'br'"),
+        ({"compression": True}, ValueError, "got True"),
+        (
+            {"ssl_context": True},
+            TypeError,
+            "ssl_context must be an ssl.SSLContext or None, got True",
+        ),
+        ({"timeout": 0}, ValueError, "timeout must be finite and above 0, got 0"),
+        ({"timeout": None}, TypeError, "timeout must be a number, got None"),
+        ({"flush_timeout": -1}, ValueError, "flush_timeout must be finite and 0 or more"),
+        ({"statistics": [1]}, TypeError, "statistics are those of keepers and probers"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, error, message):
+    with pytest.raises(error) as raised:
+        OTLPExporter(ENDPOINT, **options)
+    assert message in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_headers_may_have_spaces_and_tabs_within_and_be_empty():
+    headers = {"Authorization": "Bearer a\tb", "X-Empty": ""}
+    assert OTLPExporter(ENDPOINT, headers=headers).headers == headers
+
+
+def test_what_is_given_is_copied_and_cannot_be_changed():
+    attributes, headers = {"a": "b"}, {"c": "d"}
+    exporter = OTLPExporter(ENDPOINT, resource_attributes=attributes, headers=headers)
+    attributes["a"] = headers["c"] = "x"
+    assert exporter.resource_attributes == {"a": "b"}
+    assert exporter.headers == {"c": "d"}
+    with pytest.raises(TypeError):
+        exporter.headers["c"] = "x"
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        exporter.timeout = 1
+
+
+def test_certificates_are_checked_unless_the_user_says_otherwise(monkeypatch):
+    own, usual = ssl.create_default_context(), ssl.create_default_context()
+    monkeypatch.setattr(httpx2, "create_ssl_context", lambda: usual)
+    assert OTLPExporter("https://collector")._tls is usual
+    assert OTLPExporter("https://collector", ssl_context=own)._tls is own
+    # It is not used; if it were, nobody would be trusted.
+    nobody = OTLPExporter(ENDPOINT)._tls
+    assert nobody.verify_mode is ssl.CERT_REQUIRED
+    assert not nobody.get_ca_certs()
+
+
+# The page
+
+
+def test_the_program_in_the_page_on_opentelemetry_runs_and_is_short(collector, monkeypatch):
+    page = Path(__file__).parents[1] / "docs/opentelemetry.md"
+    fence = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    (program,) = fence.findall(page.read_text())
+    assert program.count("\n") <= 25
+    run = trio.run
+
+    async def connect(*_: object) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return memory_stream_pair()[0]
+
+    async def for_a_while(main) -> None:
+        with trio.move_on_after(15):
+            await main()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    clock = MockClock(autojump_threshold=0)
+    monkeypatch.setattr(trio, "run", lambda main: run(for_a_while, main, clock=clock))
+    exec(compile(program, page, "exec"), {"__name__": "__main__"})
+    received = collector.received[-1]
+    assert received.totals.keys() == {"localhost:80", "localhost:443"}
+    assert received.values("statskeeper_folded", "probe")["example"] > 0

@@ -108,7 +108,7 @@ class EventMetrics:
         )
 
 
-def unchecked_event_metrics(
+def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # those of the constructor
     timestamp: float,
     start_timestamp: float,
     labels: dict[str, str],

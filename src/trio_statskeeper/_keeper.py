@@ -179,7 +179,8 @@ class StatsKeeper:
 
     latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=above_zero)
     """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
-    `_latency`. The keeper hands it on to the outputs, and scales nothing itself."""
+    `_latency`. The keeper hands it on to the outputs, and scales nothing itself. Leave it 1
+    where a `Prober` measures, for its latencies are in seconds."""
 
     distributions: Mapping[str, tuple[float, ...]] = attrs.field(
         factory=dict[str, tuple[float, ...]], kw_only=True, converter=_distributions

@@ -72,7 +72,8 @@ def tests(session: nox.Session) -> None:
     """Run all tests."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(".[examples]", *groups)
-    session.run("pytest", *session.posargs)
+    # The tests with real servers mostly wait; those of one file may share a server.
+    session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])

@@ -82,7 +82,7 @@ def oldest(session: nox.Session) -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     oldest = [
-        dependency.replace(">=", "==")
+        dependency.partition(",")[0].replace(">=", "==")
         for dependency in (*project["dependencies"], *extras["otlp"], *extras["prometheus"])
     ]
     groups = nox.project.dependency_groups(PYPROJECT, "tests")

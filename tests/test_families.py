@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Inexact, localcontext
 
 import pytest
 from hypothesis import given
@@ -126,6 +127,8 @@ def test_an_infinite_gauge_is_as_long_in_seconds():
         (Distribution([1, 1e300], [0, 1, 0], 1), 1e300),
         (Distribution([1e-200, 2e-200], [0, 1, 0], 1), 1e-200),
         (1, math.nan),
+        (1, math.inf),
+        (0, math.inf),
     ],
 )
 def test_what_floats_cannot_hold_in_seconds_is_left_out_and_logged(value, unit, caplog):
@@ -133,7 +136,7 @@ def test_what_floats_cannot_hold_in_seconds_is_left_out_and_logged(value, unit, 
     assert resolve(metrics, unit=unit).keys() == {"total"}
     (message,) = caplog.messages
     assert message.startswith("not exported: 'latency', a ")
-    assert ", in seconds: " in message
+    assert message.endswith(("in seconds, it is beyond what floats can hold", "after 0.0"))
 
 
 @pytest.mark.parametrize(
@@ -228,12 +231,36 @@ def test_a_target_of_which_two_labels_would_have_one_name_is_left_out(caplog):
     ]
 
 
-def test_what_is_remembered_of_problems_is_bounded(caplog):
+def test_only_so_many_problems_are_logged(caplog):
     families = Families("probe_")
-    for number in range(1_001):
-        resolve({f"x{number}": Map("dst", {})}, families)
+    for _ in range(2):
+        for number in range(1_002):
+            resolve({f"x{number}": Map("dst", {})}, families)
     assert len(caplog.messages) == 1_001
-    assert len(families._logged) <= 1_000
+    assert caplog.messages[-1] == "not exported: further problems are not logged"
+
+
+def test_of_two_names_that_only_a_unit_tells_apart_the_first_is_taken(caplog):
+    # In OpenTelemetry, the unit is no part of the name.
+    assert resolve({"a-latency": 1, "a.latency": 1}).keys() == {"a-latency"}
+    assert "its name, probe_a_latency, is that of 'a-latency'" in caplog.messages[0]
+
+
+def test_a_map_of_which_two_keys_would_be_equal_is_left_out(caplog):
+    metrics = {"m": Map("c", {"\ud83d": 1, "\\ud83d": 2}), "n": Map("c", {"\ud83d": 1})}
+    resolved = Families("probe_").resolve(export(metrics), 0)
+    assert [value for _, value in resolved.metrics] == [Map("c", {"\\ud83d": 1})]
+    assert caplog.messages == ["not exported: 'm', a counter: two keys become equal"]
+
+
+def test_seconds_are_exact_whatever_the_programs_own_context_for_decimals_is():
+    with localcontext(prec=3, traps=[Inexact]):
+        assert in_seconds(123_456_789, 0.001) == 123_456.789
+
+
+@pytest.mark.parametrize("number", [True, type("Odd", (float,), {"__repr__": str})(1.0)])
+def test_numbers_of_any_class_can_be_told_in_seconds(number):
+    assert in_seconds(number, 0.001) == 0.001
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -51,24 +53,15 @@ async def test_an_export_under_way_that_is_dropped_meanwhile_is_done_without_har
     newest = Newest()
     newest.put(export("gone", 1))
     under_way = newest.first(1)
-    await trio.sleep(30)
+    await trio.sleep(30.5)
     newest.put(export("a", 1))
-    assert waiting(newest) == [("a", 1)]
-    newest.done(under_way)
-    assert waiting(newest) == [("a", 1)]
-
-
-async def test_what_is_done_is_not_dropped_a_second_time(autojump_clock):
-    newest = Newest()
-    newest.put(export("a", 1))
-    newest.done(newest.first(1))
-    await trio.sleep(30)
-    newest.put(export("b", 1))
     newest.put(export("a", 2))
-    assert waiting(newest) == [("b", 1), ("a", 2)]
+    assert len(newest) == 1
+    newest.done(under_way)
+    assert waiting(newest) == [("a", 2)]
 
 
-async def test_a_target_is_dropped_after_three_of_its_own_intervals(autojump_clock):
+async def test_a_target_is_gone_after_three_of_its_own_intervals(autojump_clock):
     newest = Newest()
     newest.put(export("short", 1, interval=1))
     await trio.sleep(2.5)
@@ -79,15 +72,37 @@ async def test_a_target_is_dropped_after_three_of_its_own_intervals(autojump_clo
     assert waiting(newest) == [("a", 2)]
 
 
-async def test_of_those_gone_two_are_dropped_for_each_that_comes(autojump_clock):
+async def test_what_is_gone_is_dropped_in_time_whatever_its_interval(autojump_clock):
     newest = Newest()
+    newest.put(export("long", 1, interval=1000))
     for number in range(5):
         newest.put(export(f"gone {number}", 1))
-    await trio.sleep(30)
-    newest.put(export("a", 1))
-    assert len(newest) == 4
-    newest.put(export("a", 2))
+    await trio.sleep(30.5)
+    for total in range(4):
+        newest.put(export("a", total))
     assert len(newest) == 2
+
+
+async def test_before_the_next_export_is_taken_those_that_are_gone_are_dropped(
+    autojump_clock,
+):
+    newest = Newest()
+    for number in range(2000):
+        newest.put(export(f"gone {number}", 1))
+    await trio.sleep(30.5)
+    newest.put(export("a", 1))
+    await newest.wait()
+    assert newest.head() == export("a", 1)
+    assert len(newest) == 1
+
+
+async def test_an_interval_that_is_not_a_number_is_as_good_as_none(autojump_clock):
+    newest = Newest()
+    newest.put(export("a", 1, interval=math.nan))
+    assert waiting(newest) == [("a", 1)]
+    await trio.sleep(1)
+    newest.put(export("b", 1))
+    assert waiting(newest) == [("b", 1)]
 
 
 async def test_waiting_ends_when_an_export_comes_or_no_more_come(nursery):

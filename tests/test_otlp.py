@@ -233,9 +233,7 @@ async def test_a_request_that_is_large_enough_takes_no_further_export(
     assert [[*totals] for totals in collector.totals] == [["a", "b"], ["c", "d"], ["e"]]
 
 
-async def test_others_run_while_a_request_is_built(
-    collector, autojump_clock, monkeypatch, nursery
-):
+async def test_others_run_while_a_request_is_built(collector, autojump_clock, monkeypatch):
     monkeypatch.setattr(otlp, "_BUILDING_STEP", 0)
     build = otlp._Run._build
     turns = 0
@@ -247,15 +245,17 @@ async def test_others_run_while_a_request_is_built(
             await trio.lowlevel.checkpoint()
 
     async def build_beside_others(run):
-        nursery.start_soon(others)
-        request = await build(run)
-        nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as beside:
+            beside.start_soon(others)
+            request = await build(run)
+            beside.cancel_scope.cancel()
         return request
 
     monkeypatch.setattr(otlp._Run, "_build", build_beside_others)
     async with exporting() as run:
         await run.send(*(export(str(number), 1) for number in range(200)))
         await trio.sleep(1)
+    assert len(collector.received) == 1
     assert turns >= 200
 
 
@@ -538,12 +538,13 @@ async def test_a_partial_success_is_logged_once_per_message_and_not_retried(
 async def test_a_redirect_that_makes_no_sense_is_one_of_the_collectors_problems(
     collector, autojump_clock, caplog
 ):
-    collector.script = [Answer(301, headers={"Location": ":foo:"}), Answer()]
+    # What httpx2 raises upon `Location: :nowhere:`, depending on its version.
+    collector.script = [ValueError("URL must be absolute"), Answer()]
     async with exporting() as run:
         await run.send(export("a", 1))
         await trio.sleep(10)
     assert collector.totals == [{"a": 1}, {"a": 1}]
-    assert "ValueError: URL must be absolute to have an origin; retrying" in caplog.text
+    assert "ValueError: URL must be absolute; retrying" in caplog.text
 
 
 async def test_cookies_are_of_no_interest(collector, autojump_clock):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import socket
+from contextlib import suppress
+from functools import partial
 
 import httpx2
 import prometheus_client
@@ -13,6 +16,7 @@ import trio
 from helpers import make_keeper, one, running
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families
 from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -244,6 +248,42 @@ async def test_what_clashes_is_logged_and_the_rest_is_shown(caplog):
     ]
 
 
+async def test_a_text_that_is_not_utf_8_is_shown_escaped():
+    exporter = PrometheusExporter()
+    await feed(exporter, export({"v": "\ud83d", "m": Map("c", {"\udc00": 1})}))
+    assert await samples(exporter) == [
+        f'probe_v_info{{{IN_TEXT},v="\\\\ud83d"}} 1',
+        f'probe_m_total{{{IN_TEXT},c="\\\\udc00"}} 1',
+    ]
+
+
+async def test_of_two_targets_whose_labels_become_equal_the_first_is_shown(caplog):
+    exporter = PrometheusExporter()
+    for labels in {"a-b": "1"}, {"a_b": "1"}, {"zone": ""}, {}, {"a-b": "1"}:
+        await feed(
+            exporter, EventMetrics(5, 0, {"dst": "x"} | labels, {"total": len(labels)})
+        )
+    assert await samples(exporter) == [
+        'probe_total{dst="x",a_b="1"} 1',
+        'probe_total{dst="x",zone=""} 1',
+    ]
+    first, second = caplog.messages
+    assert first.endswith(
+        "labels {'a_b': '1', 'dst': 'x'}: they become those of {'a-b': '1', 'dst': 'x'}"
+    )
+    assert second.endswith(
+        "labels {'dst': 'x'}: they become those of {'dst': 'x', 'zone': ''}"
+    )
+
+
+async def test_labels_are_free_again_when_their_target_is_gone(autojump_clock):
+    exporter = PrometheusExporter()
+    await feed(exporter, EventMetrics(5, 0, {"a-b": "1"}, {"total": 1}, 1, 10))
+    await trio.sleep(30.5)
+    await feed(exporter, EventMetrics(6, 0, {"a_b": "1"}, {"total": 2}, 1, 10))
+    assert await samples(exporter) == ['probe_total{a_b="1"} 2']
+
+
 async def test_created_samples_are_shown_on_request():
     exporter = PrometheusExporter(created=True)
     metrics = {
@@ -361,7 +401,7 @@ async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
     for number in range(1_000):
         await feed(exporter, export(interval=1, dst=f"target {number}"), export(interval=1))
         await trio.sleep(1)
-    assert len(exporter._page.targets) < 10
+    assert len(exporter._page._targets) < 10
 
 
 async def test_in_another_run_of_trio_nothing_old_is_shown(autojump_clock):
@@ -378,6 +418,26 @@ async def test_in_another_run_of_trio_nothing_old_is_shown(autojump_clock):
     first, second = await trio.to_thread.run_sync(in_another_thread)
     assert 'dst="a"' in first[0]
     assert second == ['probe_total{ptype="http",probe="homepage",dst="b"} 1']
+
+
+async def test_in_another_run_of_trio_names_are_free_again_and_a_scrape_shows_nothing_old():
+    exporter = PrometheusExporter()
+
+    async def feed_it(metrics):
+        await feed(exporter, export(metrics))
+        return await samples(exporter)
+
+    async def scrape_it():
+        return await samples(exporter)
+
+    def in_another_thread():
+        trio.run(feed_it, {"x": 1}, clock=MockClock())
+        nothing = trio.run(scrape_it, clock=MockClock())
+        return nothing, trio.run(feed_it, {"x": Gauge(2)}, clock=MockClock())
+
+    nothing, gauge = await trio.to_thread.run_sync(in_another_thread)
+    assert nothing == []
+    assert gauge == [f"probe_x{{{IN_TEXT}}} 2"]
 
 
 async def test_several_keepers_can_feed_one_exporter(nursery):
@@ -406,7 +466,7 @@ async def test_run_closes_the_exports_when_it_is_cancelled():
 
 async def test_others_have_their_turn_in_a_scrape_of_many_targets(nursery):
     exporter = PrometheusExporter()
-    await feed(exporter, *(export(dst=str(number)) for number in range(5_000)))
+    await feed(exporter, *(export(dst=f"{number:01000}") for number in range(5_000)))
     turns = 0
 
     async def count() -> None:
@@ -417,7 +477,7 @@ async def test_others_have_their_turn_in_a_scrape_of_many_targets(nursery):
 
     nursery.start_soon(count)
     assert len(await samples(exporter)) == 5_000
-    assert turns >= 20
+    assert turns >= 50
 
 
 # The collector
@@ -440,11 +500,18 @@ async def test_a_collector_gives_a_registry_what_a_scrape_shows():
 
 async def test_a_registry_can_render_it_as_open_metrics():
     exporter = PrometheusExporter(created=True)
-    await feed(exporter, export({"total": 1, "latency": Distribution([1], [1, 0], 1)}))
+    metrics = {
+        "total": 1,
+        "latency": Distribution([1], [1, 0], 1),
+        "m": Map("c", {"k": 1, "l": 2}),
+    }
+    await feed(exporter, export(metrics))
     registry = prometheus_client.CollectorRegistry()
     registry.register(exporter)
     text = prometheus_client.openmetrics.exposition.generate_latest(registry).decode()
-    assert "# TYPE probe counter" in text
+    read = {f.name: f.type for f in text_fd_to_metric_families(io.StringIO(text))}
+    assert read["probe"] == read["probe_m"] == "counter"
+    assert read["probe_latency_seconds"] == "histogram"
     assert f"probe_total{{{','.join(sorted(IN_TEXT.split(',')))}}} 1.0" in text
 
 
@@ -465,7 +532,7 @@ async def test_a_registry_may_collect_in_a_thread_while_exports_come(nursery):
     def collect():
         nonlocal collecting
         try:
-            for _ in range(20):
+            for _ in range(3):
                 parsed(collected(exporter))
         finally:
             collecting = False
@@ -474,7 +541,8 @@ async def test_a_registry_may_collect_in_a_thread_while_exports_come(nursery):
         collector.start_soon(trio.to_thread.run_sync, collect)
         number = 0
         while collecting:
-            await send.send(export({f"x{number % 3}": 1}, dst=str(number % 7)))
+            # Targets come and go, and families with them.
+            await send.send(export({f"x{number % 3}": 1}, interval=0.0001, dst=str(number)))
             number += 1
 
 
@@ -511,10 +579,35 @@ async def test_a_port_can_be_chosen_and_is_free_again_afterwards(nursery):
     assert (await get((host, port))).status_code == 200
 
 
+async def test_on_a_port_of_ones_choice_it_serves_all_addresses_of_the_host(nursery):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = partial(PrometheusExporter().serve, port, host="localhost")
+    await nursery.start(serve)
+    for *_, address in await trio.socket.getaddrinfo("localhost", port, type=1):
+        assert (await get(address[:2])).status_code == 200
+
+
 @pytest.mark.parametrize("host", ["::1", "localhost"])
 async def test_another_host_can_be_chosen(nursery, host):
-    address = await nursery.start(lambda task_status: PrometheusExporter().serve(0, host=host, task_status=task_status))  # fmt: skip  # noqa: E501
+    address = await nursery.start(partial(PrometheusExporter().serve, 0, host=host))
     assert (await get(address)).status_code == 200
+
+
+async def test_on_a_free_port_it_serves_the_first_address_of_the_host(nursery, monkeypatch):
+    listen = trio.open_tcp_listeners
+    listeners = []
+
+    async def listen_at_two(port, *, host):
+        for each in host, "127.0.0.2":
+            listeners.extend(await listen(port, host=each))
+        return listeners[:]
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", listen_at_two)
+    host, port = await nursery.start(PrometheusExporter().serve, 0)
+    assert (await get((host, port))).status_code == 200
+    first, second = (listener.socket.fileno() for listener in listeners)
+    assert first >= 0 > second
 
 
 async def test_a_port_that_is_taken_is_a_clear_error():
@@ -542,7 +635,8 @@ async def test_only_metrics_and_the_root_answer():
     root = "trio-statskeeper: metrics are at /metrics\n"
     assert (await scrape(exporter, "/"))[::2] == (200, root)
     for path in "/metrics/", "/x", "", "/METRICS", "//":
-        status, _, text = await scrape(exporter, path)
+        status, headers, text = await scrape(exporter, path)
+        assert headers == {b"content-type": b"text/plain; charset=utf-8"}
         assert (status, text) == (404, "Not found: metrics are at /metrics\n")
 
 
@@ -574,10 +668,10 @@ async def test_a_websocket_is_refused():
     assert events == [{"type": "websocket.close"}]
 
 
-async def test_cancelled_it_raises_a_bare_cancelled():
+async def test_cancelled_it_raises_a_bare_cancelled_though_connections_are_open():
     raised = None
 
-    async def serve(task_status):
+    async def serve(task_status):  # noqa: ASYNC128  # it hands it on
         nonlocal raised
         try:
             await PrometheusExporter().serve(0, task_status=task_status)
@@ -586,20 +680,44 @@ async def test_cancelled_it_raises_a_bare_cancelled():
             raise
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve)
-        nursery.cancel_scope.cancel()
+        address = await nursery.start(serve)
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.receive_some()
+            nursery.cancel_scope.cancel()
     assert type(raised) is trio.Cancelled
 
 
-async def test_what_goes_wrong_in_the_server_is_not_swallowed(monkeypatch):
-    async def fail(app, config, *, shutdown_trigger, task_status):
-        task_status.started()
-        await trio.lowlevel.checkpoint()
-        raise RuntimeError("a bug")
+@pytest.mark.parametrize("settings", [b"A", b"AAAA"])
+async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
+    nursery, caplog, settings
+):
+    address = await nursery.start(PrometheusExporter().serve, 0)
+    async with await trio.open_tcp_stream(*address) as stream:
+        await stream.send_all(
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+            b"HTTP2-Settings: " + settings + b"\r\n\r\n"
+        )
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+    assert (await get(address)).status_code == 200
+    (message,) = caplog.messages
+    assert message.startswith("a connection for metrics failed: ExceptionGroup(")
 
-    monkeypatch.setattr(module, "serve", fail)
-    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="a bug")):
-        await PrometheusExporter().serve(0)
+
+async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    exporter = PrometheusExporter(statistics=[make_keeper()])
+    monkeypatch.setattr(module, "own_statistics", interrupt)
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(exporter.serve, 0)
+            async with await trio.open_tcp_stream(*address) as stream:
+                await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                await trio.sleep_forever()
 
 
 async def test_it_serves_where_the_system_has_no_user_timeout(nursery, monkeypatch):

@@ -12,20 +12,21 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import attrs
 
 from ._event_metrics import EventMetrics
-from ._newest import GONE_AFTER
+from ._newest import when_gone
 from ._values import (
     Distribution,
     Gauge,
     Map,
     Value,
     checked_bounds,
+    plain_number,
     quote,
     unchecked_distribution,
 )
@@ -82,7 +83,10 @@ class Family:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.name, *(self.name + suffix for suffix in _SUFFIXES[self.kind])
+        # OpenTelemetry's may be another metric's with its unit, and that without.
+        suffixes = _SUFFIXES[self.kind]
+        names = (self.name, self.otlp_name, *(self.name + suffix for suffix in suffixes))
+        return tuple(dict.fromkeys(names))
 
     def __str__(self) -> str:
         return f"{quote(self.key[0])}, a {self.kind}"
@@ -117,9 +121,9 @@ class Families:
         labels = {
             label_name(name): valid_text(value) for name, value in export.labels.items()
         }
-        gone_at = now + GONE_AFTER * export.export_interval
+        gone_at = when_gone(export, now)
         if len(labels) < len(export.labels):
-            self._leave_out(f"labels, two of them of one name: {[*export.labels]}")
+            self.leave_out(f"labels, two of them of one name: {[*export.labels]}")
             return Resolved(labels, metrics, gone_at)
         for metric, value in export.metrics.items():
             key = _key(metric, value)
@@ -130,14 +134,15 @@ class Families:
                     continue
             family.used_until = max(family.used_until, gone_at)
             if family.label in labels:
-                self._leave_out(f"{family}: the target has a label {family.label}, too")
+                self.leave_out(f"{family}: the target has a label {family.label}, too")
                 continue
-            if family.in_seconds and export.latency_unit != 1:
-                try:
+            try:
+                if family.in_seconds and export.latency_unit != 1:
                     value = in_seconds(value, export.latency_unit)  # noqa: PLW2901
-                except ValueError as error:
-                    self._leave_out(f"{family}, in seconds: {error}")
-                    continue
+                value = _valid(value)  # noqa: PLW2901
+            except ValueError as error:
+                self.leave_out(f"{family}: {error}")
+                continue
             metrics.append((family, value))
         return Resolved(labels, metrics, gone_at)
 
@@ -152,7 +157,7 @@ class Families:
             if holder is None:
                 continue
             if holder.used_until > now:
-                self._leave_out(f"{family}: its name, {name}, is that of {holder}")
+                self.leave_out(f"{family}: its name, {name}, is that of {holder}")
                 return None
             self._forget(holder)
         self._families[key] = family
@@ -164,12 +169,13 @@ class Families:
         for name in family.names:
             del self._holders[name]
 
-    def _leave_out(self, what: str) -> None:
-        if what not in self._logged:
-            if len(self._logged) == _MEMORY:
-                self._logged.clear()
+    def leave_out(self, what: str) -> None:
+        """Log what is not exported: each problem once, and only so many."""
+        if what not in self._logged and len(self._logged) < _MEMORY:
             self._logged.add(what)
             _logger.warning("not exported: %s", what)
+            if len(self._logged) == _MEMORY:
+                _logger.warning("not exported: further problems are not logged")
 
 
 def _key(metric: str, value: Value) -> _Key:
@@ -214,17 +220,35 @@ def label_name(name: str) -> str:
 
 
 def valid_text(text: str) -> str:
-    """Return `text` with lone surrogates, which UTF-8 does not have, escaped."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Return `text` itself, or with lone surrogates, which UTF-8 does not have, escaped."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
+
+
+def _valid(value: Value) -> Value:
+    """Return `value` with texts that UTF-8 has.
+
+    Raises:
+      ValueError: if two keys of a map can't be told apart then.
+    """
+    if isinstance(value, str):
+        return valid_text(value)
+    if not isinstance(value, Map) or valid_text(keys := "".join(value.values)) is keys:
+        return value
+    values = {valid_text(key): number for key, number in value.values.items()}
+    if len(values) < len(value.values):
+        raise ValueError("two keys become equal")
+    return Map(value.name, values)
 
 
 def in_seconds(value: Value, unit: float) -> Value:
     """Return `value`, which is in units of so many seconds, in seconds.
 
     Raises:
-      ValueError: if floats can't hold it, or can't tell its bounds apart any more.
+      ValueError: if floats can't hold it, or tell its bounds apart.
     """
     if isinstance(value, Map):
         return Map(value.name, {k: _product(n, unit) for k, n in value.values.items()})
@@ -242,9 +266,14 @@ def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, .
     return checked_bounds(_product(bound, unit) for bound in bounds)
 
 
+# Of any two floats, whatever the program's own context is.
+_EXACTLY = Context(prec=1_000, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+
+
 def _product(number: float, unit: float) -> float:
     # As reckoned by hand: 3 * 0.1 is 0.3, not 0.30000000000000004.
-    product = float(Decimal(repr(number)) * Decimal(repr(unit)))
-    if not math.isfinite(product) and math.isfinite(number):
-        raise ValueError(f"beyond the largest float: {number!r} times {unit!r}")
+    decimals = (Decimal(repr(plain_number(factor))) for factor in (number, unit))
+    product = float(_EXACTLY.multiply(*decimals))
+    if not math.isfinite(product) and not (number and math.isinf(number)):
+        raise ValueError("in seconds, it is beyond what floats can hold")
     return product

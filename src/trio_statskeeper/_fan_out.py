@@ -77,7 +77,7 @@ class _Queue:
 
     def put(self, export: EventMetrics) -> None:
         self.waiting.put(export)
-        if self._offered is not None and self.waiting.first(1)[0] is not self._offered:
+        if self._offered is not None and self.waiting.head() is not self._offered:
             # It was replaced, or is gone: whoever comes back is to get nothing old.
             self._offer.cancel()
 
@@ -86,11 +86,10 @@ class _Queue:
         with self.output:
             while True:
                 await self.waiting.wait()
-                first = self.waiting.first(1)
-                if not first:
+                self._offered = self.waiting.head()
+                if self._offered is None:
                     return
-                (self._offered,) = first
                 with trio.CancelScope() as self._offer:
                     await self.output.send(self._offered)
-                    self.waiting.done(first)
+                    self.waiting.done([self._offered])
                 self._offered = None

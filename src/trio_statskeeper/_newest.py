@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
@@ -15,7 +16,16 @@ from ._event_metrics import EventMetrics
 Series: TypeAlias = frozenset[tuple[str, str]]
 
 # Export intervals after which a series that has not come is gone.
-GONE_AFTER = 3
+_GONE_AFTER = 3
+
+# Series that are dropped between two checkpoints.
+_STEP = 500
+
+
+def when_gone(export: EventMetrics, now: float) -> float:
+    """Return when `export`, which came now, is gone if nothing follows."""
+    gone_at = now + _GONE_AFTER * export.export_interval
+    return max(now, gone_at)  # an interval of others' making may be NaN
 
 
 def _series(export: EventMetrics) -> Series:
@@ -30,17 +40,18 @@ class Newest:
     stands in the queue: each series gets its turn, even if passes come faster than they are
     taken.
 
-    What waits is bounded: a series that has not come for three of its export intervals is
-    dropped when others come.
+    What waits is bounded: a series that has not come for three of its export intervals,
+    while others came, is dropped.
     """
 
     _waiting: OrderedDict[Series, EventMetrics] = attrs.field(
         init=False, factory=OrderedDict[Series, EventMetrics]
     )
-    # When each will be gone, in the order in which they last came.
+    # When each will be gone, in the order in which that was looked at.
     _gone_at: OrderedDict[Series, float] = attrs.field(
         init=False, factory=OrderedDict[Series, float]
     )
+    _last_put: float = attrs.field(init=False, default=-math.inf)
     _arrival: trio.Event = attrs.field(init=False, factory=trio.Event)
     ended: bool = attrs.field(init=False, default=False)
 
@@ -48,21 +59,33 @@ class Newest:
         return len(self._waiting)
 
     def put(self, export: EventMetrics) -> None:
-        now = trio.current_time()
+        self._last_put = trio.current_time()
         series = _series(export)
         self._waiting[series] = export
-        self._gone_at[series] = now + GONE_AFTER * export.export_interval
-        self._gone_at.move_to_end(series)
-        # As up to two go for each that comes, those that are gone get ever fewer.
-        for oldest in list(islice(self._gone_at, 2)):
-            if oldest == series or self._gone_at[oldest] > now:
-                break
-            del self._waiting[oldest], self._gone_at[oldest]
+        self._gone_at[series] = when_gone(export, self._last_put)
+        # Two for each that comes: all are looked at, again and again.
+        for looked_at in list(islice(self._gone_at, 2)):
+            self._gone_at.move_to_end(looked_at)
+            self._drop_if_gone(looked_at)
         self._arrival.set()
 
+    def _drop_if_gone(self, series: Series) -> bool:
+        if self._gone_at[series] >= self._last_put:
+            return False
+        del self._waiting[series], self._gone_at[series]
+        return True
+
     def first(self, count: int) -> list[EventMetrics]:
-        """Return up to `count` of the exports that wait; they go on waiting."""
-        return list(islice(self._waiting.values(), count))
+        """Return those of the first `count` that are not gone; they go on waiting."""
+        return [
+            export
+            for series, export in islice(self._waiting.items(), count)
+            if self._gone_at[series] >= self._last_put
+        ]
+
+    def head(self) -> EventMetrics | None:
+        """Return the first, if one waits and is not gone; it goes on waiting."""
+        return next(iter(self.first(1)), None)
 
     def done(self, exports: Iterable[EventMetrics]) -> None:
         """Remove `exports`; what replaced one of them waits at the end of the queue."""
@@ -79,7 +102,12 @@ class Newest:
         self._arrival.set()
 
     async def wait(self) -> None:
-        """Wait until an export waits, or no more come."""
+        """Wait until an export waits that is not gone, or no more come."""
         if not self._waiting and not self.ended:
             self._arrival = trio.Event()
         await self._arrival.wait()
+        dropped = 0
+        while self._waiting and self._drop_if_gone(next(iter(self._waiting))):
+            dropped += 1
+            if dropped % _STEP == 0:
+                await trio.lowlevel.checkpoint()

@@ -157,10 +157,10 @@ def _data_points(
     elif isinstance(value, Map):
         assert family.label is not None
         for key, count in value.values.items():
-            yield _number([*labels, _attribute(family.label, valid_text(key))], count)
+            yield _number([*labels, _attribute(family.label, key)], count)
     elif isinstance(value, str):
         assert family.label is not None
-        yield _number([*labels, _attribute(family.label, valid_text(value))], 1)
+        yield _number([*labels, _attribute(family.label, value)], 1)
     else:
         yield _number(labels, value.value if isinstance(value, Gauge) else value)
 

@@ -6,7 +6,10 @@ Theory of operation
 To render all targets when a scrape comes would hold up the loop, and the probes with it,
 for as long as that takes; a thread would not help, as it shares the GIL. So the samples of
 a target are rendered when its export arrives: a *block* of text for each metric. A scrape
-only puts blocks together, family by family, some hundred at a time.
+only puts blocks together, family by family, and some at a time.
+
+Each connection is served by Hypercorn's Trio worker. Its own server would end, and the
+nursery with it, upon some requests that make no sense.
 
 A collector, for a registry of the user's own, makes its samples anew each time, in whatever
 thread it is called.
@@ -15,36 +18,37 @@ thread it is called.
 from __future__ import annotations
 
 import logging
-import math
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol, TypeAlias, cast, final
 
 import attrs
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ._event_metrics import EventMetrics
-from ._families import Families, Family, Resolved, valid_text
+from ._families import Families, Family, Resolved
 from ._newest import Series
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
-from ._values import Distribution, Gauge, Map, Value, plain_number
+from ._values import Distribution, Gauge, Map, Value, plain_number, quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
-# Blocks that are put together, and targets that are gone through, between two checkpoints:
+# Targets that are gone through, and bytes that are put together, between two checkpoints:
 # each some tenths of a millisecond.
 _STEP = 500
+_CHUNK = 2**17
 
-# Milliseconds after which a scraper that reads nothing of what was sent to it counts as
-# gone. Hypercorn shields its sending from cancellation, which would have to wait for it.
-_UNREAD_TIMEOUT = 10_000
+# Seconds after which a scraper that reads nothing of what was sent to it counts as gone.
+_UNREAD_TIMEOUT = 10.0
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -97,9 +101,7 @@ class PrometheusExporter(Collector):
     _page: _Page = attrs.field(
         init=False,
         repr=False,
-        default=attrs.Factory(
-            lambda self: _Page(Families("probe_"), self.created), takes_self=True
-        ),
+        default=attrs.Factory(lambda self: _Page("probe_", self.created), takes_self=True),
     )
     # By the labels ptype and probe: when the newest export was taken.
     _last_exports: dict[tuple[str, str], float] = attrs.field(
@@ -116,12 +118,11 @@ class PrometheusExporter(Collector):
         page.use(trio.lowlevel.current_clock())
         with exports:
             async for export in exports:
-                page.put(export, trio.current_time())
+                page.put(export)
                 labels = export.labels
                 keeper = labels.get("ptype", ""), labels.get("probe", "")
                 self._last_exports[keeper] = export.timestamp
-                if page.puts > len(page.targets):
-                    await self._drop_gone()
+                await page.drop_gone_at_times()
 
     async def serve(
         self,
@@ -143,19 +144,19 @@ class PrometheusExporter(Collector):
         """
         if not 0 <= port <= 65_535:
             raise ValueError(f"port must be from 0 to 65535, got {port!r}")
-        with ExitStack() as stack:
-            sockets = await _listen(host, port, stack)
-            server = partial(serve, shutdown_trigger=trio.sleep_forever)
-            app = cast("Any", self._answer)
-            try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(server, app, _Config(sockets))
-                    task_status.started(sockets[0].getsockname()[:2])
-            except BaseExceptionGroup as group:
-                # Hypercorn's nurseries leave Cancelled in groups.
-                if group.split(trio.Cancelled)[1] is not None:
-                    raise
-            await trio.lowlevel.checkpoint_if_cancelled()
+        streams: set[trio.SocketStream] = set()
+        listeners = await _listen(host, port)
+        task_status.started(listeners[0].socket.getsockname()[:2])
+        serve_stream = partial(self._serve_stream, streams)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_upon_cancellation, streams)
+                nursery.start_soon(trio.serve_listeners, serve_stream, listeners)
+        except BaseExceptionGroup as group:
+            # Nurseries within nurseries leave Cancelled in groups.
+            if group.split(trio.Cancelled)[1] is not None:
+                raise
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
@@ -168,33 +169,41 @@ class PrometheusExporter(Collector):
 
     def _own_pages(self) -> tuple[_Page, _Page]:
         """Return what there is to tell of keepers and probers as of now."""
-        statistics = _Page(Families(PREFIX, HELP), self.created)
+        statistics = _Page(PREFIX, self.created, HELP)
         for observed in self.statistics:
-            statistics.put(own_statistics(observed), 0)
-        last_exports = _Page(Families(PREFIX, {_LAST_EXPORT: _LAST_EXPORT_HELP}), False)
+            statistics.put(own_statistics(observed))
+        last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         for (ptype, probe), timestamp in list(self._last_exports.items()):
             labels = {"ptype": ptype, "probe": probe}
             metrics = {_LAST_EXPORT: Gauge(timestamp)}
-            last_exports.put(EventMetrics(timestamp, timestamp, labels, metrics), 0)
+            last_exports.put(EventMetrics(timestamp, timestamp, labels, metrics))
         return statistics, last_exports
 
-    async def _drop_gone(self) -> None:  # noqa: ASYNC910  # few targets take no step
-        page = self._page
-        page.puts = 0
-        now = trio.current_time()
-        for number, (series, target) in enumerate(list(page.targets.items()), 1):
-            if target.resolved.gone_at <= now and page.targets.get(series) is target:
-                page.drop(series)
-            if number % _STEP == 0:
-                await trio.lowlevel.checkpoint()
+    async def _serve_stream(
+        self, streams: set[trio.SocketStream], stream: trio.SocketStream
+    ) -> None:
+        """Answer what comes by one connection; whatever goes wrong ends no other."""
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
+            stream.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD_TIMEOUT * 1000)
+            )
+        app = ASGIWrapper(cast("Any", self._answer))
+        state = cast("ConnectionState", {})
+        streams.add(stream)
+        try:
+            await TCPServer(app, _Config(), WorkerContext(None), state, cast("Any", stream))
+        except BaseExceptionGroup as group:
+            error = cast("BaseException | None", group.split(trio.Cancelled)[1])
+            if not isinstance(error, Exception):
+                raise
+            _logger.warning("a connection for metrics failed: %r", error)
+            await trio.lowlevel.checkpoint_if_cancelled()
+        finally:
+            streams.discard(stream)
 
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer a request, as an ASGI application."""
-        if scope["type"] == "lifespan":
-            while True:
-                event = (await receive())["type"]
-                await send({"type": f"{event}.complete"})
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         elif scope["path"] not in _PATHS:
             await _send_text(send, 404, "Not found: metrics are at /metrics\n")
@@ -207,14 +216,19 @@ class PrometheusExporter(Collector):
             await self._send_metrics(send)
 
     async def _send_metrics(self, send: _Send) -> None:
-        await self._drop_gone()
-        blocks = [b for page in (self._page, *self._own_pages()) for b in page.text()]
+        page = self._page
+        page.use(trio.lowlevel.current_clock())
+        await page.drop_gone()
         headers = [(b"content-type", _TEXT)]
+        blocks = [*page.text(), *(text for own in self._own_pages() for text in own.text())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for start in range(0, len(blocks), _STEP):
-            body = b"".join(blocks[start : start + _STEP])
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body"})
+        body = bytearray()
+        for block in chain.from_iterable(blocks):
+            body += block
+            if len(body) >= _CHUNK:
+                await _send_body(send, bytes(body), more=True)
+                body.clear()
+        await _send_body(send, bytes(body), more=False)
 
 
 _Message: TypeAlias = Mapping[str, Any]
@@ -233,45 +247,41 @@ async def _send_text(
 ) -> None:
     headers = (b"content-type", b"text/plain; charset=utf-8"), *headers
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
+    await _send_body(send, text.encode(), more=False)
+
+
+async def _send_body(send: _Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 class _Config(Config):
-    """Hypercorn's configuration, with sockets that are bound already."""
+    """Hypercorn's configuration."""
 
     include_server_header = False
     errorlog = _logger
 
-    def __init__(self, bound: list[socket.socket]) -> None:
-        super().__init__()
-        self._sockets = bound
 
-    def create_sockets(self) -> Sockets:
-        return Sockets([], self._sockets, [])
-
-
-async def _listen(host: str, port: int, stack: ExitStack) -> list[socket.socket]:
-    """Return sockets bound to each address of `host`, on one port."""
-    sockets: list[socket.socket] = []
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     try:
-        for family, _, _, _, address in await trio.socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        ):
-            bound = stack.enter_context(
-                socket.create_server((address[0], port), family=family)
-            )
-            bound.setblocking(False)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
-                bound.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_TIMEOUT
-                )
-            port = bound.getsockname()[1]
-            sockets.append(bound)
+        listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         raise OSError(
             error.errno, f"can't listen on {host}:{port}: {error.strerror}"
         ) from None
-    return sockets
+    # A port that is free may be another for each of the host's addresses.
+    for further in listeners[1:] if port == 0 else ():
+        further.socket.close()
+        listeners.remove(further)
+    return listeners
+
+
+async def _close_upon_cancellation(streams: set[trio.SocketStream]) -> None:
+    """Close all connections when cancelled: Hypercorn shields its sending from that."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        for stream in streams:
+            stream.socket.close()
 
 
 @attrs.frozen(eq=False)
@@ -279,6 +289,8 @@ class _Target:
     """The newest export of a target."""
 
     resolved: Resolved
+    labels: Mapping[str, str]
+    """Those of the export itself."""
     start_timestamp: float
 
     @property
@@ -290,44 +302,83 @@ class _Target:
 class _Page:
     """What there is to scrape."""
 
-    _families: Families
+    _prefix: str
     _created: bool
-    targets: dict[Series, _Target] = attrs.field(init=False, factory=dict[Series, _Target])
+    _help: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    _targets: dict[Series, _Target] = attrs.field(init=False, factory=dict[Series, _Target])
     # By family, for a page must have its samples together, and whether they are those that
     # tell when it was created: in this format, these are a family of their own.
     _blocks: dict[tuple[Family, bool], dict[Series, bytes]] = attrs.field(
         init=False, factory=dict[tuple[Family, bool], dict[Series, bytes]]
     )
-    puts: int = attrs.field(init=False, default=0)
-    """How many exports were put here since it was looked for targets that are gone."""
+    _families: Families = attrs.field(
+        init=False,
+        default=attrs.Factory(
+            lambda self: Families(self._prefix, self._help), takes_self=True
+        ),
+    )
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
+    # How many exports were put here since it was looked for targets that are gone.
+    _puts: int = attrs.field(init=False, default=0)
 
     def use(self, clock: trio.abc.Clock) -> None:
-        """Take the time from `clock`; what came by another clock is gone."""
+        """Take the time from `clock`; what came by another one is gone."""
         if clock is not self._clock:
             self._clock = clock
-            self.targets.clear()
+            self._targets.clear()
             self._blocks.clear()
+            self._families = Families(self._prefix, self._help)
 
-    def put(self, export: EventMetrics, now: float) -> None:
+    @property
+    def _now(self) -> float:
+        # The statistics of keepers and probers are never gone.
+        return 0.0 if self._clock is None else self._clock.current_time()
+
+    def put(self, export: EventMetrics) -> None:
         """Put `export` in place of the target's last one."""
-        self.puts += 1
+        now = self._now
         resolved = self._families.resolve(export, now)
-        target = _Target(resolved, export.start_timestamp)
-        series = frozenset(resolved.labels.items())
-        last = self.targets.get(series)
-        if last is not None and last.families != target.families:
-            self.drop(series)
-        self.targets[series] = target
+        target = _Target(resolved, export.labels, export.start_timestamp)
+        # To Prometheus, a label that is empty is none.
+        series = frozenset(label for label in resolved.labels.items() if label[1])
+        last = self._targets.get(series)
+        if last is not None:
+            if last.labels != export.labels and last.resolved.gone_at > now:
+                self._families.leave_out(
+                    f"labels {quote(dict(export.labels))}: they become those of "
+                    f"{quote(dict(last.labels))}"
+                )
+                return
+            if last.families != target.families:
+                self._drop(series)
         labels = ",".join(f'{n}="{_escaped(v)}"' for n, v in resolved.labels.items())
-        for family, value in resolved.metrics:
-            for created, samples in self._samples(target, family, value):
-                blocks = self._blocks.setdefault((family, created), {})
-                blocks[series] = _block(family, labels, samples)
+        blocks = [
+            (family, created, _block(family, labels, samples))
+            for family, value in resolved.metrics
+            for created, samples in self._samples_of(target, family, value)
+        ]
+        self._targets[series] = target
+        for family, created, block in blocks:
+            self._blocks.setdefault((family, created), {})[series] = block
+        self._puts += 1
 
-    def drop(self, series: Series) -> None:
-        """Drop a target."""
-        for family in self.targets.pop(series).families:
+    async def drop_gone_at_times(self) -> None:  # noqa: ASYNC910  # as `drop_gone`
+        """Do so after as many exports as there are targets: that takes no time."""
+        if self._puts > len(self._targets):
+            await self.drop_gone()
+
+    async def drop_gone(self) -> None:  # noqa: ASYNC910  # few targets take no step
+        """Drop the targets that are gone."""
+        self._puts = 0
+        for number, series in enumerate(list(self._targets), 1):
+            target = self._targets.get(series)
+            if target is not None and target.resolved.gone_at <= self._now:
+                self._drop(series)
+            if number % _STEP == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _drop(self, series: Series) -> None:
+        for family in self._targets.pop(series).families:
             for key in (family, False), (family, True):
                 blocks = self._blocks.get(key)
                 if blocks is not None:
@@ -335,44 +386,54 @@ class _Page:
                     if not blocks:
                         del self._blocks[key]
 
-    def text(self) -> Iterator[bytes]:
-        """Yield the text of a scrape, piece by piece."""
-        for (family, created), blocks in self._blocks.items():
-            if any(blocks.values()):  # maps may be empty
-                yield _heading(family, created)
-                yield from blocks.values()
+    def text(self) -> list[list[bytes]]:
+        """Return the text of a scrape as it is now, in pieces."""
+        now = self._now
+        return [
+            [_heading(family, created), *blocks.values()]
+            for (family, created), blocks in self._blocks.items()
+            # Maps may be empty; and what is just gone may have another's name.
+            if any(blocks.values()) and family.used_until > now
+        ]
 
     def metrics(self) -> Iterable[Metric]:
         """Return the same for `prometheus_client`; from any thread."""
-        now = -math.inf if self._clock is None else self._clock.current_time()
         metrics: dict[Family, Metric] = {}
-        for target in list(self.targets.values()):
+        targets = list(self._targets.values())
+        now = self._now
+        for target in targets:
             if target.resolved.gone_at <= now:
                 continue
             for family, value in target.resolved.metrics:
-                for _, samples in self._samples(target, family, value):
-                    for suffix, text, number in samples:
-                        if family not in metrics:
-                            metrics[family] = Metric(family.name, family.help, family.kind)
-                        labels = target.resolved.labels
-                        if text is not None and family.label is not None:
-                            labels = {**labels, family.label: text}
-                        metrics[family].add_sample(family.name + suffix, labels, number)
+                samples = list(
+                    chain.from_iterable(
+                        samples for _, samples in self._samples_of(target, family, value)
+                    )
+                )
+                if isinstance(value, Map):
+                    # OpenMetrics wants those of each key together.
+                    samples.sort(key=lambda sample: sample[1] or "")
+                for suffix, text, number in samples:
+                    if family not in metrics:
+                        metrics[family] = Metric(family.name, family.help, family.kind)
+                    labels = target.resolved.labels
+                    if text is not None and family.label is not None:
+                        labels = {**labels, family.label: text}
+                    metrics[family].add_sample(family.name + suffix, labels, number)
         return metrics.values()
 
-    def _samples(
+    def _samples_of(
         self, target: _Target, family: Family, value: Value
     ) -> Iterator[tuple[bool, list[_Sample]]]:
         yield False, _samples(value)
         if self._created and family.kind in ("counter", "histogram"):
-            texts = map(valid_text, value.values) if isinstance(value, Map) else (None,)
-            start = target.start_timestamp
-            yield True, [("_created", text, start) for text in texts]
+            texts = value.values if isinstance(value, Map) else (None,)
+            yield True, [("_created", text, target.start_timestamp) for text in texts]
 
 
 def _samples(value: Value) -> list[_Sample]:
     if isinstance(value, Map):
-        return [("_total", valid_text(key), n) for key, n in value.values.items()]
+        return [("_total", key, n) for key, n in value.values.items()]
     if isinstance(value, Distribution):
         bounds = (*map(repr, value.bounds), "+Inf")
         counts = accumulate(value.bucket_counts)
@@ -384,7 +445,7 @@ def _samples(value: Value) -> list[_Sample]:
     if isinstance(value, Gauge):
         return [("", None, value.value)]
     if isinstance(value, str):
-        return [("_info", valid_text(value), 1)]
+        return [("_info", value, 1)]
     return [("_total", None, value)]
 
 

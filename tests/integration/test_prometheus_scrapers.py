@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
 import trio
 
 from trio_statskeeper import EventMetrics, prometheus
 from trio_statskeeper.prometheus import PrometheusExporter
 
 
-async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending(
-    monkeypatch,
-):
-    monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 100)
+@pytest.fixture
+async def exporter():
+    """An exporter of more than sockets buffer."""
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](1)
-    # More than sockets buffer.
     await send.send(EventMetrics(5, 0, {"dst": "a"}, {"page": "x" * 50_000_000}))
     send.close()
     await exporter.run(receive)
+    return exporter
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """An event that comes when a connection is over."""
+    event = trio.Event()
+    serve_stream = PrometheusExporter._serve_stream
+
+    async def noted(*args):
+        try:
+            await serve_stream(*args)
+        finally:
+            event.set()
+
+    monkeypatch.setattr(PrometheusExporter, "_serve_stream", noted)
+    return event
+
+
+@asynccontextmanager
+async def scraper_that_reads_nothing(
+    address: tuple[str, int],
+) -> AsyncIterator[trio.SocketStream]:
+    async with await trio.open_tcp_stream(*address) as scraper:
+        await scraper.send_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await scraper.receive_some(15)) == b"HTTP/1.1 200 \r\n"
+        yield scraper
+
+
+async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending(
+    exporter, served, monkeypatch
+):
+    monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 1_000)
     async with trio.open_nursery() as nursery:
-        host, port = await nursery.start(exporter.serve, 0)
-        async with await trio.open_tcp_stream(host, port) as scraper:
-            await scraper.send_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert (await scraper.receive_some(15)) == b"HTTP/1.1 200 \r\n"
-            # It hangs here, for ever, if the scraper is waited for.
+        address = await nursery.start(exporter.serve, 0)
+        async with scraper_that_reads_nothing(address):
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(30):
-                while nursery.child_tasks:
-                    await trio.sleep(0.01)
+                await served.wait()
+
+
+async def test_a_scraper_that_reads_nothing_is_not_waited_for(
+    exporter, served, nursery, monkeypatch
+):
+    monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 0.1)
+    address = await nursery.start(exporter.serve, 0)
+    async with scraper_that_reads_nothing(address):
+        with trio.fail_after(30):
+            await served.wait()
+
+
+async def test_a_scraper_that_goes_away_is_no_problem(exporter, served, nursery, caplog):
+    address = await nursery.start(exporter.serve, 0)
+    async with scraper_that_reads_nothing(address):
+        pass
+    with trio.fail_after(30):
+        await served.wait()
+    assert caplog.messages == []

@@ -108,6 +108,18 @@ class EventMetrics:
         )
 
 
+# The slots' own setters, which a frozen class does not show: with them, the export of a
+# target takes 0.8 µs to make, by the constructor 2.2 (row 6 of the benchmarks).
+(
+    _set_timestamp,
+    _set_start_timestamp,
+    _set_labels,
+    _set_metrics,
+    _set_latency_unit,
+    _set_export_interval,
+) = (vars(EventMetrics)[field.name].__set__ for field in attrs.fields(EventMetrics))
+
+
 def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # those of the constructor
     timestamp: float,
     start_timestamp: float,
@@ -116,17 +128,14 @@ def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # those of the construct
     latency_unit: float,
     export_interval: float,
 ) -> EventMetrics:
-    """Return an `EventMetrics`; `labels` and `metrics` become its own, without a copy.
-
-    A pass makes one for each target: this takes 1.0 µs, the constructor 2.2.
-    """
+    """Return an `EventMetrics`; `labels` and `metrics` become its own, without a copy."""
     unchecked = EventMetrics.__new__(EventMetrics)
-    object.__setattr__(unchecked, "timestamp", timestamp)
-    object.__setattr__(unchecked, "start_timestamp", start_timestamp)
-    object.__setattr__(unchecked, "labels", MappingProxyType(labels))
-    object.__setattr__(unchecked, "metrics", MappingProxyType(metrics))
-    object.__setattr__(unchecked, "latency_unit", latency_unit)
-    object.__setattr__(unchecked, "export_interval", export_interval)
+    _set_timestamp(unchecked, timestamp)
+    _set_start_timestamp(unchecked, start_timestamp)
+    _set_labels(unchecked, MappingProxyType(labels))
+    _set_metrics(unchecked, MappingProxyType(metrics))
+    _set_latency_unit(unchecked, latency_unit)
+    _set_export_interval(unchecked, export_interval)
     return unchecked
 
 

@@ -25,7 +25,7 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from operator import add
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 import attrs
@@ -92,14 +92,10 @@ class PlainResult:
         return self.deltas
 
 
-def _evaluated(result: ProbeResult) -> tuple[str, Mapping[str, Value]]:
-    deltas: Mapping[str, Value] = result.metrics()
-    if not isinstance(deltas, dict):
-        if not isinstance(deltas, Mapping):
-            raise TypeError(f"metrics() must return a mapping, got {quote(deltas)}")
-        deltas = dict[str, Value](deltas)
-    key = result.target
-    return key if type(key) is str else plain_str(key), deltas
+def _copied(deltas: object) -> dict[str, Value]:
+    if not isinstance(deltas, Mapping):
+        raise TypeError(f"metrics() must return a mapping, got {quote(deltas)}")
+    return dict(cast("Mapping[str, Value]", deltas))
 
 
 class _Rejected(Exception):
@@ -164,6 +160,9 @@ class _Sum:
         return total
 
 
+_SUM = _Sum()
+
+
 @attrs.frozen
 class _Samples:
     """Samples in buckets; the row holds their sum, then each bucket's count."""
@@ -181,7 +180,10 @@ class _Samples:
         sample = value if type(value) is float or type(value) is int else _number(value)
         if not -MAX_NUMBER <= sample <= MAX_NUMBER:
             raise _Rejected("not-finite", f"a sample can't be {quote(value)}")
-        row[at] = self._summed(row[at] + sample)
+        total = row[at] + sample
+        if not -MAX_NUMBER <= total <= MAX_NUMBER:
+            raise _Rejected("overflow", "the sum would exceed the largest float")
+        row[at] = total
         row[at + 1 + bisect_left(self.bounds, sample)] += 1
 
     def _merge(self, row: Row, at: int, value: Distribution) -> None:
@@ -190,16 +192,14 @@ class _Samples:
                 "bounds",
                 f"expected the bounds {quote(self.bounds)}, got {quote(value.bounds)}",
             )
-        row[at] = self._summed(row[at] + value.sum)
+        total = row[at] + value.sum
+        if not -MAX_NUMBER <= total <= MAX_NUMBER:
+            raise _Rejected("overflow", "the sum would exceed the largest float")
+        row[at] = total
         buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
         row[buckets] = map(add, row[buckets], value.bucket_counts)
         if max(row[buckets]) > MAX_NUMBER:
             raise _Rejected("overflow", "a bucket would exceed the largest float")
-
-    def _summed(self, total: float) -> float:
-        if not -MAX_NUMBER <= total <= MAX_NUMBER:
-            raise _Rejected("overflow", "the sum would exceed the largest float")
-        return total
 
     def total(self, row: Row, at: int, stale: float) -> Value:
         counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
@@ -308,7 +308,8 @@ def metrics(row: Row, stale: float) -> dict[str, Value]:
     return {
         name: total
         for name, (kind, at) in schema.columns.items()
-        if (total := kind.total(row, at, stale)) is not None
+        # Without a call for each sum (row 6 of the benchmarks).
+        if (total := row[at] if kind is _SUM else kind.total(row, at, stale)) is not None
     }
 
 
@@ -372,7 +373,7 @@ class Totals:
 
     # Folding
 
-    def fold(
+    def fold(  # noqa: C901  # in one piece, for each call takes time (row 3)
         self, result: ProbeResult, now: float, timestamp: Callable[[], float]
     ) -> ProbeResult | None:
         """Fold `result` in, or reject it, and return None.
@@ -386,7 +387,12 @@ class Totals:
           timestamp: returns the time at which the totals of a new target begin.
         """
         try:
-            key, deltas = _evaluated(result)
+            deltas = result.metrics()
+            if not isinstance(deltas, dict):
+                deltas = _copied(deltas)
+            key = result.target
+            if type(key) is not str:
+                key = plain_str(key)
         except Exception as error:  # noqa: BLE001  # it is the user's code that ran
             self._reject("error", quote(error))
             return None
@@ -443,6 +449,16 @@ class Totals:
                     columns = row[0].columns
                     column = columns[name]
                 kind, at = column
+                # Most metrics are sums: without a call, each takes 0.15 µs less, which is a
+                # tenth of a fold (row 3 of the benchmarks). What is odd takes the long way.
+                if (
+                    kind is _SUM
+                    and (type(value) is int or type(value) is float)
+                    and 0 <= value <= MAX_NUMBER
+                    and (total := row[at] + value) <= MAX_NUMBER
+                ):
+                    row[at] = total
+                    continue
                 try:
                     kind.add(row, at, value, now)
                 except _NewKeys as new:
@@ -471,7 +487,7 @@ class Totals:
             return _Samples(self.distributions[name])
         match value:
             case int() | float():
-                return _Sum()
+                return _SUM
             case Distribution():
                 return _Samples(value.bounds)
             case Map():

@@ -300,14 +300,21 @@ def unchecked_map(name: str, values: dict[str, int | float]) -> Map:
     return unchecked
 
 
+# The slots' own setters, which a frozen class does not show: half the time of
+# object.__setattr__ (row 6 of the benchmarks).
+_set_bounds, _set_bucket_counts, _set_sum = (
+    vars(Distribution)[slot].__set__ for slot in ("bounds", "bucket_counts", "sum")
+)
+
+
 def unchecked_distribution(
     bounds: tuple[float, ...], bucket_counts: tuple[int, ...], total: float
 ) -> Distribution:
     """Return a `Distribution` of valid arguments."""
     unchecked = Distribution.__new__(Distribution)
-    object.__setattr__(unchecked, "bounds", bounds)
-    object.__setattr__(unchecked, "bucket_counts", bucket_counts)
-    object.__setattr__(unchecked, "sum", total)
+    _set_bounds(unchecked, bounds)
+    _set_bucket_counts(unchecked, bucket_counts)
+    _set_sum(unchecked, total)
     return unchecked
 
 

@@ -53,6 +53,7 @@ def lint(session: nox.Session) -> None:
         "--extend-ignore=ASYNC112,ASYNC124",
         "tests",
         "examples",
+        "benchmarks",
         "noxfile.py",
     )
 
@@ -60,17 +61,21 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types, as two type checkers see them, and that the public ones are complete."""
-    groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests")
+    groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
     session.install("-e", ".[examples]", "nox", *groups)
-    session.run("mypy", "src", "tests/type_tests.py", "examples", "noxfile.py")
-    session.run("pyright", "src", "tests/type_tests.py", "examples", "noxfile.py")
+    checked = ("src", "tests/type_tests.py", "examples", "noxfile.py")
+    session.run("mypy", *checked)
+    session.run(
+        "mypy", "benchmarks"
+    )  # apart, for its programs and examples' have names alike
+    session.run("pyright", *checked, "benchmarks")
     session.run("pyright", "--verifytypes", "trio_statskeeper", "--ignoreexternal")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run all tests."""
-    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
     session.install(".[examples]", *groups)
     # The tests with real servers mostly wait; those of one file may share a server.
     session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
@@ -97,6 +102,14 @@ def coverage(session: nox.Session) -> None:
     session.install("-e", ".[otlp,prometheus]", "coverage", *groups)
     session.run("coverage", "run", "-m", "pytest", "--ignore=tests/integration", "-q")
     session.run("coverage", "report")
+
+
+@nox.session(default=False)
+def benchmarks(session: nox.Session) -> None:
+    """Measure the keeper and its peers on the same work; about five minutes."""
+    groups = nox.project.dependency_groups(PYPROJECT, "benchmarks")
+    session.install(".[otlp,prometheus]", *groups)
+    session.run("python", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -45,7 +45,7 @@ _logger = logging.getLogger("trio_statskeeper")
 # Targets that are gone through, and bytes that are put together, between two checkpoints:
 # each some tenths of a millisecond.
 _STEP = 500
-_CHUNK = 2**17
+_CHUNK = 2**16
 
 # Seconds after which a scraper that reads nothing of what was sent to it counts as gone.
 _UNREAD_TIMEOUT = 10.0

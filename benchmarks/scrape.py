@@ -1,0 +1,202 @@
+"""Row 8: how much a scrape delays probes.
+
+Ten clients ask an echo server on loopback, which takes 1 ms to answer, again and again. In
+the same loop, a keeper of 1,000 targets exports every second to Prometheus and OTLP; every
+second, somebody scrapes. Echo server, scraper and collector are processes of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from statistics import quantiles
+from urllib.request import urlopen
+
+import trio
+from standard import Result, make_endpoints, make_keeper, report, size
+
+from trio_statskeeper import EventMetrics, ProbeResult, fan_out
+from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.prometheus import PrometheusExporter
+
+ROUNDS = size(4, 1)
+SCRAPES_EACH = size(5, 2)
+CLIENTS = 10
+TARGETS = make_endpoints(1_000)
+
+# When something began and ended, by a clock that all processes share.
+Span = tuple[float, float]
+
+
+async def echo() -> None:
+    """Tell the port, and echo each byte after a millisecond."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await trio.sleep(0.001)
+            await stream.send_all(data)
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    print(listener.socket.getsockname()[1], flush=True)
+    await trio.serve_listeners(answer, [listener])
+
+
+def collect() -> None:
+    """Tell the port, and take whatever is posted."""
+
+    class Collector(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+def scrape(url: str) -> None:
+    """Scrape every second, and tell when."""
+    for number in range(ROUNDS * SCRAPES_EACH + 1):
+        start = time.perf_counter()
+        with urlopen(url) as response:  # noqa: S310  # our own server
+            size = len(response.read())
+        if number:  # the first one warms up
+            print(json.dumps([start, time.perf_counter(), size]), flush=True)
+        time.sleep(1)
+
+
+async def ask(port: int, spans: list[Span]) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        while True:
+            start = time.perf_counter()
+            await stream.send_all(b"x")
+            await stream.receive_some(1)
+            spans.append((start, time.perf_counter()))
+
+
+async def feed(results: trio.MemorySendChannel[ProbeResult]) -> None:
+    while True:
+        for target in TARGETS:
+            await results.send(Result(target.key, 0.0123))
+            await trio.sleep(1 / len(TARGETS))
+
+
+async def measure(echo_port: int, collector_port: int) -> tuple[list[Span], list[Span]]:
+    """Return the spans of the clients' requests, and of the scrapes."""
+    results_send, results = trio.open_memory_channel[ProbeResult](100)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    to_prometheus, for_prometheus = trio.open_memory_channel[EventMetrics](0)
+    to_collector, for_collector = trio.open_memory_channel[EventMetrics](0)
+    keeper = make_keeper(TARGETS, export_interval=1)
+    prometheus = PrometheusExporter(statistics=[keeper])
+    otlp = OTLPExporter(f"http://127.0.0.1:{collector_port}", statistics=[keeper])
+    spans: list[Span] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.run, results, exports_send)
+        nursery.start_soon(fan_out, exports, to_prometheus, to_collector)
+        nursery.start_soon(prometheus.run, for_prometheus)
+        nursery.start_soon(otlp.run, for_collector)
+        nursery.start_soon(feed, results_send)
+        for _ in range(CLIENTS):
+            nursery.start_soon(ask, echo_port, spans)
+        host, port = await nursery.start(prometheus.serve, 0)
+        await trio.sleep(2.5)  # until all targets have been exported
+        gc.collect()
+        gc.freeze()  # as docs/performance.md advises, lest it is the collector that is seen
+        url = f"http://{host}:{port}/metrics"
+        scraped = await trio.run_process(
+            [sys.executable, __file__, "scrape", url], capture_stdout=True
+        )
+        nursery.cancel_scope.cancel()
+    scrapes = [json.loads(line) for line in scraped.stdout.splitlines()]
+    assert all(size > 1_000_000 for _, _, size in scrapes)
+    totals = [export.metrics["total"] for export in keeper.snapshot()]
+    assert len(totals) == len(TARGETS)
+    assert sum(total for total in totals if isinstance(total, int)) == (
+        keeper.statistics().folded
+    )
+    return spans, [(start, end) for start, end, _ in scrapes]
+
+
+def main() -> None:
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for role in "echo", "collect":
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, __file__, role], stdout=subprocess.PIPE, text=True
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            ports.append(int(process.stdout.readline()))
+        spans, scrapes = trio.run(partial(measure, *ports))
+    pooled = split(spans, scrapes)
+    rounds: list[float] = []
+    for number in range(ROUNDS):
+        of_round = scrapes[number * SCRAPES_EACH : (number + 1) * SCRAPES_EACH]
+        within, without = split(spans, of_round)
+        rounds.append(percentile(within, 99) / percentile(without, 99))
+    report(
+        "8",
+        f"p99 of {CLIENTS} clients with a scrape of {len(TARGETS):,} targets ÷ without",
+        "requests that overlap a scrape against all others, to an echo server on loopback "
+        "that takes 1 ms; one scrape and one export to OTLP a second. Server, scraper and "
+        f"collector are processes of their own. A round is {SCRAPES_EACH} scrapes.",
+        reach=1.5,
+        rounds=rounds,
+        detail={
+            "scrape_ms": round(1000 * sum(e - s for s, e in scrapes) / len(scrapes), 1),
+            **{
+                f"{name}_{figure}": round(value, 2)
+                for name, latencies in zip(("with", "without"), pooled, strict=True)
+                for figure, value in (
+                    ("requests", len(latencies)),
+                    ("p50_ms", percentile(latencies, 50)),
+                    ("p99_ms", percentile(latencies, 99)),
+                    ("worst_ms", max(latencies)),
+                )
+            },
+        },
+    )
+
+
+def split(spans: list[Span], scrapes: list[Span]) -> tuple[list[float], list[float]]:
+    """Return the latencies, in ms, of requests that overlap a scrape, and of the others."""
+    first, last = scrapes[0][0], scrapes[-1][1]
+    within: list[float] = []
+    without: list[float] = []
+    for start, end in spans:
+        if first - 0.5 < start < last + 0.5:
+            overlaps = any(start < s_end and end > s_start for s_start, s_end in scrapes)
+            (within if overlaps else without).append((end - start) * 1000)
+    return within, without
+
+
+def percentile(latencies: list[float], percent: int) -> float:
+    return quantiles(latencies, n=100)[percent - 1]
+
+
+if __name__ == "__main__":
+    role = sys.argv[1] if len(sys.argv) > 1 else ""
+    if role == "echo":
+        trio.run(echo)
+    elif role == "collect":
+        collect()
+    elif role == "scrape":
+        scrape(sys.argv[2])
+    else:
+        main()

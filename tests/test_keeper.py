@@ -261,6 +261,7 @@ GOOD = {
         (Result("a", {"total": 1, "latency": -INF}), "not-finite"),
         (Result("a", {"total": 1, "latency": 10**400}), "not-finite"),
         (Result("a", {"total": 1, "huge": 10**308}), "overflow"),
+        (Result("a", {"total": 1, "huge-size": 1e308}), "overflow"),
         (Result("a", {"total": 1, "huge-code": Map("code", {"200": 1e308})}), "overflow"),
         (
             Result("a", {"total": 1, "huge-size": Distribution((10,), (10**308, 0), 0)}),

@@ -63,12 +63,9 @@ def typing(session: nox.Session) -> None:
     """Check types, as two type checkers see them, and that the public ones are complete."""
     groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
     session.install("-e", ".[examples]", "nox", *groups)
-    checked = ("src", "tests/type_tests.py", "examples", "noxfile.py")
+    checked = ("src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py")
     session.run("mypy", *checked)
-    session.run(
-        "mypy", "benchmarks"
-    )  # apart, for its programs and examples' have names alike
-    session.run("pyright", *checked, "benchmarks")
+    session.run("pyright", *checked)
     session.run("pyright", "--verifytypes", "trio_statskeeper", "--ignoreexternal")
 
 

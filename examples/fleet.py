@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 import probe_http
@@ -179,13 +179,8 @@ async def end_upon_signals(
     os.close(lifeline)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = shared.OneLineParser(description=__doc__)
     url = probe_http.http_url
     parser.add_argument("targets", nargs="*", type=url, metavar="URL", help="what to probe")
     for option, kind, default, meaning in (

@@ -31,7 +31,14 @@ from trio_statskeeper.prometheus import PrometheusExporter
 LATENCY_BOUNDS = exponential_bounds(base=4, scale_factor=0.001, num_buckets=7)
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that tells what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class Parser(OneLineParser):
     """A parser of what all examples take: targets, and how often to probe and export."""
 
     def __init__(
@@ -67,9 +74,6 @@ class Parser(argparse.ArgumentParser):
             metavar="URL",
             help="send OTLP, too, to a collector such as http://localhost:4318",
         )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def seconds(text: str) -> float:

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from trio_statskeeper import Endpoint, Gauge, Map, Prober, ProbeResult, StatsKeeper
-from trio_statskeeper._prober import _share
+from trio_statskeeper._prober import _Gone, _Run, _share, _Target
 from trio_statskeeper.testing import Hang, ScriptedProbe, Succeed
 
 A, B = Endpoint("a"), Endpoint("b")
@@ -197,6 +197,41 @@ async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
         await trio.sleep(3)
         assert {target for target, _ in run.received()} == {"b"}
     assert len(times(probe, "a")) == 1
+
+
+@pytest.mark.parametrize("waits_for", ["its target's slot", "max_concurrent", "results"])
+async def test_a_run_that_waits_ends_when_its_target_goes(autojump_clock, waits_for):
+    listed = [A, B]
+    options: dict[str, Any] = {
+        "its target's slot": {"timeout": 1},
+        "max_concurrent": {"timeout": 10, "max_concurrent": 1},
+        "results": {"timeout": 0.2},
+    }[waits_for]
+    probe = slow(0) if waits_for == "results" else hanging()
+    prober = make_prober(probe, lambda: listed, **options)
+    async with running(prober, buffer=0):
+        await trio.sleep(1.99)
+        assert prober._progress.targets
+        listed = []
+        await trio.sleep(0.02)
+        assert not prober._progress.targets
+        assert not prober._progress.leaving
+
+
+async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other():
+    slot, full = trio.Semaphore(0), trio.Semaphore(0)
+    run = _Run()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.wait, slot.acquire_nowait, slot.acquire)
+        await trio.testing.wait_all_tasks_blocked()
+        slot.release()
+        run.end()
+    with pytest.raises(_Gone):
+        await run.wait(full.acquire_nowait, full.acquire)
+    probe = hanging()
+    with pytest.raises(_Gone):
+        await make_prober(probe)._measure(_Target(A, 0, slot), run, due=0)
+    assert not probe.calls
 
 
 async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
@@ -771,7 +806,7 @@ async def test_nothing_is_kept_of_runs_that_are_over(autojump_clock):
     prober = make_prober(slow())
     async with running(prober):
         await trio.sleep(50.99)
-        assert len(prober._progress.targets["a"].scopes) == 0
+        assert len(prober._progress.targets["a"].runs) == 0
 
 
 async def test_a_list_of_targets_that_changes_as_it_is_gone_through_does_no_harm(

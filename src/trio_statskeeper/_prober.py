@@ -25,7 +25,7 @@ from functools import partial
 from hashlib import blake2b
 from inspect import iscoroutinefunction
 from operator import attrgetter
-from typing import Any, TypeAlias, cast, final
+from typing import Any, TypeAlias, TypeVarTuple, cast, final
 
 import attrs
 import trio
@@ -39,6 +39,8 @@ from ._values import Map, Value, quote
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
 """Probes an endpoint once: returns, perhaps further metrics, when the endpoint is well, and
 raises when it is not."""
+
+Ts = TypeVarTuple("Ts")
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -82,24 +84,48 @@ class ProberStatistics:
     """Probes that are running now."""
 
 
-@attrs.frozen(eq=False)
-class _Slots:
-    """A semaphore that takes no turn of the scheduler when there is a slot.
+class _Gone(Exception):
+    """The target of a run is not listed any more."""
 
-    A run needs two, and two turns are a quarter of what the prober takes for it (row 9 of
-    the benchmarks).
+
+@attrs.define(eq=False)
+class _Run:
+    """A run, from its start until its result is sent.
+
+    What it waits for seldom takes time. So it has no cancel scope around all, but one where
+    it does wait, and the probe has one for its timeout anyway: a scope takes a seventh of
+    the prober's time for a run (row 9 of the benchmarks).
     """
 
-    semaphore: trio.Semaphore
+    gone: bool = False
+    scope: trio.CancelScope | None = None
+    """Where it waits, or waited last."""
 
-    async def __aenter__(self) -> None:  # noqa: ASYNC910  # that is what it is for
+    def end(self) -> None:
+        """Have it end without a result, for its target is gone."""
+        self.gone = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+    async def wait(
+        self,
+        now: Callable[[*Ts], None],
+        later: Callable[[*Ts], Awaitable[None]],
+        *args: *Ts,
+    ) -> None:
+        """Call `now`, or await `later` where that would block; raise `_Gone` if ended."""
         try:
-            self.semaphore.acquire_nowait()
+            now(*args)
         except trio.WouldBlock:
-            await self.semaphore.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.semaphore.release()
+            pass
+        else:
+            return  # noqa: ASYNC910  # a turn of the scheduler takes as long as a scope
+        if self.gone:
+            raise _Gone
+        with trio.CancelScope() as self.scope:
+            await later(*args)
+        if self.scope.cancelled_caught:
+            raise _Gone
 
 
 @attrs.define(eq=False)
@@ -109,13 +135,14 @@ class _Target:
     endpoint: Endpoint
     place: float
     """Seconds from the beginning of an interval."""
-    slots: _Slots
+    slots: trio.Semaphore
     """For the runs that may overlap."""
     interval: int = -1
     """The number of the interval in which it was listed last."""
     waiting: bool = False
     """Whether a run of it has not begun yet."""
-    scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope])
+    runs: set[_Run] = attrs.field(factory=set[_Run])
+    """Those in progress."""
     logged: set[type[BaseException]] = attrs.field(factory=set[type[BaseException]])
     """The classes of exceptions that were logged."""
 
@@ -261,7 +288,7 @@ class Prober:
     ) -> None:
         """Start each run when it is due, for ever."""
         progress = self._progress
-        limit = _Slots(trio.Semaphore(self.max_concurrent or sys.maxsize))
+        limit = trio.Semaphore(self.max_concurrent or sys.maxsize)
         interval = 0
         while True:
             await self._relist(endpoints, interval)
@@ -290,8 +317,7 @@ class Prober:
 
     async def _relist(self, endpoints: tuple[Endpoint, ...], interval: int) -> None:
         """Give new targets a place, and cancel those that are gone."""
-        # A run that was just started has its scope, by which it can be cancelled, only
-        # after a checkpoint.
+        # A run that was just started is in progress only after a checkpoint.
         await trio.lowlevel.checkpoint()
         progress = self._progress
         for count, endpoint in enumerate(endpoints, 1):
@@ -313,10 +339,10 @@ class Prober:
             target = gone.pop()
             key = target.endpoint.key
             del progress.targets[key]
-            if target.scopes:
+            if target.runs:
                 progress.leaving[key] = target
-            for scope in target.scopes:
-                scope.cancel()
+            for run in target.runs:
+                run.end()
             if len(gone) % _STARTING_STEP == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -327,47 +353,52 @@ class Prober:
         if target is None:
             overlap = math.ceil(self.timeout / self.interval)
             place = _share(key) * self.interval
-            target = _Target(endpoint, place, _Slots(trio.Semaphore(max(overlap, 1))))
+            target = _Target(endpoint, place, trio.Semaphore(max(overlap, 1)))
         return target
 
-    async def _run(
+    async def _run(  # noqa: ASYNC910  # `_Gone` is raised where it waited
         self,
         target: _Target,
         due: float,
-        limit: _Slots,
+        limit: trio.Semaphore,
         results: trio.MemorySendChannel[ProbeResult],
     ) -> None:
         """Wait until the run may begin, measure the probe, and send the result."""
         progress = self._progress
-        with trio.CancelScope() as scope:
-            target.scopes.add(scope)
-            began = False
+        run = _Run()
+        target.runs.add(run)
+        began = False
+        try:
+            await run.wait(target.slots.acquire_nowait, target.slots.acquire)
             try:
-                async with target.slots:
-                    async with limit:
-                        began = True
-                        target.waiting = False
-                        progress.running += 1
-                        try:
-                            deltas = await self._measure(target, due)
-                        finally:
-                            progress.running -= 1
-                    result = PlainResult(target.endpoint.key, deltas)
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    try:
-                        results.send_nowait(result)
-                    except trio.WouldBlock:
-                        await results.send(result)
-                    progress.results_sent += 1
+                await run.wait(limit.acquire_nowait, limit.acquire)
+                began = True
+                target.waiting = False
+                progress.running += 1
+                try:
+                    deltas = await self._measure(target, run, due)
+                finally:
+                    progress.running -= 1
+                    limit.release()
+                result = PlainResult(target.endpoint.key, deltas)
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await run.wait(results.send_nowait, results.send, result)
+                progress.results_sent += 1
             finally:
-                if not began:
-                    target.waiting = False
-                target.scopes.discard(scope)
-                if not target.scopes:
-                    progress.leaving.pop(target.endpoint.key, None)
+                target.slots.release()
+        except _Gone:
+            pass
+        finally:
+            if not began:
+                target.waiting = False
+            target.runs.discard(run)
+            if not target.runs:
+                progress.leaving.pop(target.endpoint.key, None)
 
-    async def _measure(self, target: _Target, due: float) -> dict[str, Value]:
+    async def _measure(self, target: _Target, run: _Run, due: float) -> dict[str, Value]:
         """Run the probe, and return what the run adds to the metrics."""
+        if run.gone:
+            raise _Gone
         error = None
         further: Mapping[str, Value] = {}
         start = trio.current_time()
@@ -379,7 +410,7 @@ class Prober:
         else:
             deadline = due + self.timeout
         try:
-            with trio.move_on_at(deadline):
+            with trio.CancelScope(deadline=deadline) as run.scope:
                 further = _checked(await self.probe(target.endpoint))
         except Exception as raised:  # noqa: BLE001  # whatever it is, the run has failed
             error = self._error(target, raised)
@@ -389,6 +420,8 @@ class Prober:
                 # From outside: what else was raised must not take its place.
                 raise cancelled from None
             error = self._error(target, group)
+        if run.gone:
+            raise _Gone
         end = trio.current_time()
         # However it ended: a probe may not even have noticed that its time was up.
         timed_out = end >= deadline
@@ -403,7 +436,8 @@ class Prober:
         if error is None:
             deltas["latency"] = end - start
         deltas["error"] = _NO_ERROR if error is None else Map("error", {error: 1})
-        return {**deltas, **further}  # noqa: ASYNC910  # `_run` has checkpoints
+        deltas.update(further)
+        return deltas  # noqa: ASYNC910  # `_run` has checkpoints
 
     def _error(self, target: _Target, raised: BaseException) -> str:
         """Return the name of the exception's class, and log the first of that class."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_statskeeper import Endpoint, Map, _totals
-from trio_statskeeper._totals import Totals, metrics
+from trio_statskeeper._totals import _SAVED, Totals, metrics
 
 
 def make_totals(*listed: str) -> Totals:
@@ -79,13 +79,25 @@ def test_a_row_is_not_changed_once_it_is_in_place():
     assert row == copy
 
 
+def test_of_cuts_that_are_given_up_at_most_one_row_is_kept():
+    totals = make_totals("a")
+    fold(totals, Result("a", {"total": 1}))
+    rows = []
+    for _ in range(5):
+        totals.begin_cut()
+        fold(totals, Result("a", {"total": 1}))
+        totals.end_cut()
+        rows.append(totals.row("a"))
+    assert [row[_SAVED] for row in rows] == [None] * 4 + [rows[3]]
+
+
 def test_without_a_cut_the_row_before_is_not_kept():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 1}))
     totals.begin_cut()
     totals.end_cut()
     fold(totals, Result("a", {"total": 1}))
-    assert totals._targets["a"].saved is None
+    assert totals.row("a")[_SAVED] is None
 
 
 def test_a_row_is_taken_once():

@@ -1,19 +1,19 @@
 """The totals of one target, and of all: plain, synchronous, free of Trio.
 
-The totals of a target are a *row*, a flat list: its schema, its start timestamp, then the
-numbers of each metric side by side. The *schema* says where each metric's numbers stand
-and of what *kind* they are; targets with the same metrics share one, so that a target
-costs little more than its numbers.
+The totals of a target are a *row*, a flat list: its schema, its start timestamp, two notes
+for cuts, then the numbers of each metric side by side. The *schema* says where each
+metric's numbers stand and of what *kind* they are; targets with the same metrics share one,
+so that a target costs little more than its numbers.
 
-A row is never changed once it is in place. Folding a result copies the row (one step, and
-the cheapest that Python has), adds to the copy, and puts the copy in place if all went
-well: so a result is folded in whole or not at all, and whoever holds an older row holds the
-totals as they were.
+A row is never changed once it is in place, but for those notes. Folding a result copies
+the row (one step, and the cheapest that Python has), adds to the copy, and puts the copy in
+place if all went well: so a result is folded in whole or not at all, and whoever holds an
+older row holds the totals as they were.
 
 That is what a *cut* needs: all totals as they stand at one instant, without a pause to copy
 them. `begin_cut` only counts up an epoch. From then on the first result that touches a
-target leaves the target's old row in `saved`, and `take` hands out, for each target once,
-the row as it was at the cut.
+target leaves its old row in the new one, and `take` hands out, for each target once, the
+row as it was at the cut.
 
 What takes long for many targets (`relist`: the new list of targets, those that left it,
 those that expire) is done in steps, between which the caller may let others run.
@@ -46,8 +46,11 @@ from ._values import (
     unchecked_map,
 )
 
-# [schema, start timestamp, number, number, ...]
+# [schema, start timestamp, epoch, saved row, number, number, ...], where the epoch is that
+# of the newest cut for which the target was touched or taken, and the saved row is the one
+# that stood at that cut, until it is taken.
 Row: TypeAlias = list[Any]
+_START, _EPOCH, _SAVED, _FIRST_NUMBER = 1, 2, 3, 4
 
 # Steps of `relist`, each some tenths of a millisecond: endpoints that are gone through,
 # targets whose rows are dropped.
@@ -281,7 +284,7 @@ _Kind: TypeAlias = _Sum | _OtherKind
 
 def _columns(schema: _Schema) -> dict[str, tuple[_Kind, int]]:
     columns: dict[str, tuple[_Kind, int]] = {}
-    at = 2  # behind schema and start timestamp
+    at = _FIRST_NUMBER
     for name, kind in schema.kinds.items():
         columns[name] = kind, at
         at += len(kind.zero)
@@ -300,7 +303,7 @@ class _Schema:
 
 def start_timestamp(row: Row) -> float:
     """Return when the totals of `row` began at zero."""
-    start: float = row[1]
+    start: float = row[_START]
     return start
 
 
@@ -314,17 +317,6 @@ def metrics(row: Row, stale: float) -> dict[str, Value]:
         elif (total := kind.total(row, at, stale)) is not None:
             totals[name] = total
     return totals
-
-
-@attrs.define(eq=False)
-class _Target:
-    """The totals of one target."""
-
-    row: Row
-    epoch: int
-    """The newest cut that the row at that instant was saved for or taken for."""
-    saved: Row | None = None
-    """The row as it was at that cut, until it is taken."""
 
 
 @attrs.define(eq=False)
@@ -350,7 +342,7 @@ class Totals:
     listed: dict[str, Endpoint] = attrs.field(factory=dict[str, Endpoint])
     """The targets listed last, by key, in their order."""
 
-    _targets: dict[str, _Target] = attrs.field(init=False, factory=dict[str, _Target])
+    _rows: dict[str, Row] = attrs.field(init=False, factory=dict[str, Row])
     # Targets that are not listed, and since when; the longest first.
     _never_listed: OrderedDict[str, float] = attrs.field(
         init=False, factory=OrderedDict[str, float]
@@ -372,7 +364,7 @@ class Totals:
     _no_metrics: _Schema = attrs.field(init=False, factory=lambda: _Schema({}))
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._rows)
 
     # Folding
 
@@ -402,8 +394,8 @@ class Totals:
 
         if key in self._delisted and now - self._delisted[key] >= self.expire_after:
             self._expire(key, self._delisted)
-        target = self._targets.get(key)
-        if target is None and not self._has_room_for(key):
+        old = self._rows.get(key)
+        if old is None and not self._has_room_for(key):
             if self._relisting is not None:
                 # `metrics()` of the user's own is called only once.
                 return PlainResult(key, deltas)
@@ -411,7 +403,7 @@ class Totals:
             self._reject("unlisted", f"target {quote(key)}: {never_listed}")
             return None
 
-        row = [self._no_metrics, 0.0] if target is None else target.row.copy()
+        row = self._new_row() if old is None else old.copy()
         try:
             self._add(row, deltas, now)
         except _Rejected as rejection:
@@ -421,18 +413,20 @@ class Totals:
             self._reject("error", f"target {quote(key)}: {quote(error)}")
             return None
 
-        if target is None:
-            row[1] = timestamp()
-            self._targets[key] = _Target(row, self._epoch)
+        if old is None:
+            row[_START] = timestamp()
             if key not in self.listed:
                 self._never_listed[key] = now
-        else:
-            if self._cutting and target.epoch != self._epoch:
-                target.epoch = self._epoch
-                target.saved = target.row
-            target.row = row
+        elif self._cutting and old[_EPOCH] != self._epoch:
+            row[_EPOCH] = self._epoch
+            row[_SAVED] = old
+            old[_SAVED] = None  # of a cut that was given up
+        self._rows[key] = row
         self.folded += 1
         return None
+
+    def _new_row(self) -> Row:
+        return [self._no_metrics, 0.0, self._epoch, None]
 
     def _has_room_for(self, key: str) -> bool:
         return key in self.listed or len(self._never_listed) < self.max_unlisted
@@ -534,13 +528,14 @@ class Totals:
 
         None if it had no totals then, or if they were taken already.
         """
-        target = self._targets.get(key)
-        if target is None:
+        row = self._rows.get(key)
+        if row is None:
             return None
-        row, target.saved = target.saved, None
-        if target.epoch != self._epoch:
-            target.epoch = self._epoch
-            row = target.row
+        saved: Row | None = row[_SAVED]
+        row[_SAVED] = None
+        if row[_EPOCH] == self._epoch:
+            return saved
+        row[_EPOCH] = self._epoch
         return row
 
     def end_cut(self) -> None:
@@ -549,8 +544,7 @@ class Totals:
 
     def row(self, key: str) -> Row | None:
         """Return the row of a target as it is now, or None if it has no totals."""
-        target = self._targets.get(key)
-        return None if target is None else target.row
+        return self._rows.get(key)
 
     # Listing
 
@@ -631,7 +625,7 @@ class Totals:
     def _delist(self, old: dict[str, Endpoint]) -> Iterator[None]:
         for count in range(1, len(old) + 1):
             key, _ = old.popitem()
-            if key not in self.listed and key in self._targets:
+            if key not in self.listed and key in self._rows:
                 self._never_listed.pop(key, None)  # if its first result came just now
                 self._delisted[key] = self._listed_at
             if count % _STEP == 0:
@@ -649,5 +643,5 @@ class Totals:
 
     def _expire(self, key: str, unlisted: OrderedDict[str, float]) -> None:
         del unlisted[key]
-        del self._targets[key]
+        del self._rows[key]
         self.expired += 1

@@ -3,6 +3,10 @@
 Ten clients ask an echo server on loopback, which takes 1 ms to answer, again and again. In
 the same loop, a keeper of 1,000 targets exports every second to Prometheus and OTLP; every
 second, somebody scrapes. Echo server, scraper and collector are processes of their own.
+
+To hand that many bytes to a scraper takes the machine's cores away from the clients and
+their server, whoever does it. How much that is, the detail tells: between two scrapes, the
+scraper gets as many bytes from another process.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import quantiles
@@ -38,9 +42,10 @@ async def echo() -> None:
     """Tell the port, and echo each byte after a millisecond."""
 
     async def answer(stream: trio.SocketStream) -> None:
-        async for data in stream:
-            await trio.sleep(0.001)
-            await stream.send_all(data)
+        with suppress(trio.BrokenResourceError):  # the clients are cancelled at the end
+            async for data in stream:
+                await trio.sleep(0.001)
+                await stream.send_all(data)
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     print(listener.socket.getsockname()[1], flush=True)
@@ -48,7 +53,7 @@ async def echo() -> None:
 
 
 def collect() -> None:
-    """Tell the port, and take whatever is posted."""
+    """Tell the port; take whatever is posted, and give as many bytes as are asked for."""
 
     class Collector(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -59,6 +64,13 @@ def collect() -> None:
             self.send_header("content-length", "0")
             self.end_headers()
 
+        def do_GET(self) -> None:
+            body = bytes(int(self.path.removeprefix("/")))
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
@@ -67,15 +79,23 @@ def collect() -> None:
     server.serve_forever()
 
 
-def scrape(url: str) -> None:
-    """Scrape every second, and tell when."""
+def get(url: str) -> tuple[Span, int]:
+    """Return when it was asked for and had come, and its length."""
+    start = time.perf_counter()
+    with urlopen(url) as response:  # noqa: S310  # our own servers
+        length = len(response.read())
+    return (start, time.perf_counter()), length
+
+
+def scrape(url: str, elsewhere: str) -> None:
+    """Scrape every second, and get as much from elsewhere in between; tell when."""
     for number in range(ROUNDS * SCRAPES_EACH + 1):
-        start = time.perf_counter()
-        with urlopen(url) as response:  # noqa: S310  # our own server
-            size = len(response.read())
+        ours, length = get(url)
+        time.sleep(0.5)
+        other, _ = get(f"{elsewhere}/{length}")
+        time.sleep(0.5)
         if number:  # the first one warms up
-            print(json.dumps([start, time.perf_counter(), size]), flush=True)
-        time.sleep(1)
+            print(json.dumps([ours, other, length]), flush=True)
 
 
 async def ask(port: int, spans: list[Span]) -> None:
@@ -94,15 +114,18 @@ async def feed(results: trio.MemorySendChannel[ProbeResult]) -> None:
             await trio.sleep(1 / len(TARGETS))
 
 
-async def measure(echo_port: int, collector_port: int) -> tuple[list[Span], list[Span]]:
-    """Return the spans of the clients' requests, and of the scrapes."""
+async def measure(
+    echo_port: int, collector_port: int
+) -> tuple[list[Span], list[Span], list[Span]]:
+    """Return the spans of the clients' requests, of the scrapes, and of those elsewhere."""
+    collector = f"http://127.0.0.1:{collector_port}"
     results_send, results = trio.open_memory_channel[ProbeResult](100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
     to_prometheus, for_prometheus = trio.open_memory_channel[EventMetrics](0)
     to_collector, for_collector = trio.open_memory_channel[EventMetrics](0)
     keeper = make_keeper(TARGETS, export_interval=1)
     prometheus = PrometheusExporter(statistics=[keeper])
-    otlp = OTLPExporter(f"http://127.0.0.1:{collector_port}", statistics=[keeper])
+    otlp = OTLPExporter(collector, statistics=[keeper])
     spans: list[Span] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results, exports_send)
@@ -118,7 +141,7 @@ async def measure(echo_port: int, collector_port: int) -> tuple[list[Span], list
         gc.freeze()  # as docs/performance.md advises, lest it is the collector that is seen
         url = f"http://{host}:{port}/metrics"
         scraped = await trio.run_process(
-            [sys.executable, __file__, "scrape", url], capture_stdout=True
+            [sys.executable, __file__, "scrape", url, collector], capture_stdout=True
         )
         nursery.cancel_scope.cancel()
     scrapes = [json.loads(line) for line in scraped.stdout.splitlines()]
@@ -128,7 +151,7 @@ async def measure(echo_port: int, collector_port: int) -> tuple[list[Span], list
     assert sum(total for total in totals if isinstance(total, int)) == (
         keeper.statistics().folded
     )
-    return spans, [(start, end) for start, end, _ in scrapes]
+    return spans, [ours for ours, _, _ in scrapes], [other for _, other, _ in scrapes]
 
 
 def main() -> None:
@@ -143,26 +166,30 @@ def main() -> None:
             stack.callback(process.kill)
             assert process.stdout is not None
             ports.append(int(process.stdout.readline()))
-        spans, scrapes = trio.run(partial(measure, *ports))
-    pooled = split(spans, scrapes)
+        spans, scrapes, elsewhere = trio.run(partial(measure, *ports))
+    pooled = split(spans, scrapes, elsewhere)
     rounds: list[float] = []
-    for number in range(ROUNDS):
-        of_round = scrapes[number * SCRAPES_EACH : (number + 1) * SCRAPES_EACH]
-        within, without = split(spans, of_round)
+    for first in range(0, len(scrapes), SCRAPES_EACH):
+        of_round = slice(first, first + SCRAPES_EACH)
+        within, _, without = split(spans, scrapes[of_round], elsewhere[of_round])
         rounds.append(percentile(within, 99) / percentile(without, 99))
     report(
         "8",
         f"p99 of {CLIENTS} clients with a scrape of {len(TARGETS):,} targets ÷ without",
-        "requests that overlap a scrape against all others, to an echo server on loopback "
-        "that takes 1 ms; one scrape and one export to OTLP a second. Server, scraper and "
-        f"collector are processes of their own. A round is {SCRAPES_EACH} scrapes.",
+        "requests that overlap a scrape against those that don't, to an echo server on "
+        "loopback that takes 1 ms; one scrape and one export to OTLP a second. Server, "
+        "scraper and collector are processes of their own. A round is "
+        f"{SCRAPES_EACH} scrapes. `elsewhere`, in the detail, are requests that overlap "
+        "the transfer of as many bytes from another process.",
         reach=1.5,
         rounds=rounds,
         detail={
             "scrape_ms": round(1000 * sum(e - s for s, e in scrapes) / len(scrapes), 1),
             **{
                 f"{name}_{figure}": round(value, 2)
-                for name, latencies in zip(("with", "without"), pooled, strict=True)
+                for name, latencies in zip(
+                    ("with", "elsewhere", "without"), pooled, strict=True
+                )
                 for figure, value in (
                     ("requests", len(latencies)),
                     ("p50_ms", percentile(latencies, 50)),
@@ -174,16 +201,25 @@ def main() -> None:
     )
 
 
-def split(spans: list[Span], scrapes: list[Span]) -> tuple[list[float], list[float]]:
-    """Return the latencies, in ms, of requests that overlap a scrape, and of the others."""
-    first, last = scrapes[0][0], scrapes[-1][1]
+def split(
+    spans: list[Span], scrapes: list[Span], elsewhere: list[Span]
+) -> tuple[list[float], list[float], list[float]]:
+    """Return, in ms, how long requests took that overlap a scrape, one elsewhere, none."""
     within: list[float] = []
+    beside: list[float] = []
     without: list[float] = []
-    for start, end in spans:
-        if first - 0.5 < start < last + 0.5:
-            overlaps = any(start < s_end and end > s_start for s_start, s_end in scrapes)
-            (within if overlaps else without).append((end - start) * 1000)
-    return within, without
+
+    def overlaps(span: Span, others: list[Span]) -> bool:
+        return any(span[0] < end and span[1] > start for start, end in others)
+
+    for span in spans:
+        if scrapes[0][0] - 0.5 < span[0] < elsewhere[-1][1] + 0.5:
+            if overlaps(span, scrapes):
+                latencies = within
+            else:
+                latencies = beside if overlaps(span, elsewhere) else without
+            latencies.append((span[1] - span[0]) * 1000)
+    return within, beside, without
 
 
 def percentile(latencies: list[float], percent: int) -> float:
@@ -197,6 +233,6 @@ if __name__ == "__main__":
     elif role == "collect":
         collect()
     elif role == "scrape":
-        scrape(sys.argv[2])
+        scrape(*sys.argv[2:])
     else:
         main()

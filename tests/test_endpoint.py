@@ -280,3 +280,7 @@ def test_an_additional_label_keeps_no_subclass_of_its_text():
     kept = additional_labels({"env": Host.A})["env"]
     assert type(kept) is str
     assert kept == "a"
+
+
+def test_endpoints_without_labels_share_what_they_have_for_them():
+    assert Endpoint("a").labels is Endpoint("b", labels={}).labels

@@ -390,6 +390,19 @@ async def test_after_a_success_the_delay_is_short_again_and_problems_are_logged_
     assert [message.split()[1] for message in caplog.messages] == ["status", "works"] * 2
 
 
+async def test_problems_without_end_are_logged_but_not_all_remembered(
+    collector, autojump_clock, caplog, monkeypatch
+):
+    monkeypatch.setattr(otlp, "_MEMORY", 2)
+    collector.script = [Answer(400 + int(each)) for each in "010201"]
+    async with exporting() as run:
+        for total in range(6):
+            await run.send(export("a", total))
+            await trio.sleep(100)
+    statuses = [message.split()[2].rstrip(";")[-1] for message in caplog.messages]
+    assert "".join(statuses) == "01201"
+
+
 async def test_delays_differ_by_chance(collector, autojump_clock, monkeypatch):
     drawn = []
 

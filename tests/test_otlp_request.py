@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from strategies import texts, values
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, _otlp_request
+from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 from trio_statskeeper._families import Families, valid_text
 from trio_statskeeper._otlp_request import Request
 
@@ -26,7 +26,7 @@ def export(metrics, *, timestamp=20.5, start=10.25, labels=None, unit=1.0):
 
 
 def request_of(*exports, resource=None):
-    request = Request({} if resource is None else resource, set())
+    request = Request({} if resource is None else resource)
     families = Families("probe_")
     for each in exports:
         for _ in request.add(each, families, now=0):
@@ -251,16 +251,6 @@ def test_the_size_is_about_that_of_what_is_sent():
     assert 0.9 < request.size / len(request.serialize()) <= 1
 
 
-def test_what_was_logged_is_remembered_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(_otlp_request, "_MEMORY", 2)
-    logged = set()
-    assert [_otlp_request.is_new(each, logged) for each in "abacab"] == [
-        *(True, True, False),
-        *(True, True, True),
-    ]
-    assert len(logged) <= 2
-
-
 def fits(value):
     return not isinstance(value, Distribution) or value.count < 2**64
 
@@ -302,7 +292,7 @@ def test_whatever_the_values_each_is_there_exactly_or_left_out(first, second, la
     found = Families("p_").resolve(export({"1": first, "2": second}, labels=labels), 0)
     resolved = [family.otlp_name for family, value in found.metrics if fits(value)]
     families = Families("p_")
-    request = Request({name: name}, set())
+    request = Request({name: name})
     for _ in request.add(export({"1": first, "2": second}, labels=labels), families, 0):
         pass
     [of_resource] = parsed(request).resource_metrics

@@ -39,10 +39,13 @@ def _port(value: int | None) -> int | None:
     return int(value)
 
 
+# Most targets have none: they share it, which is a third of an endpoint's memory.
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    return MappingProxyType(
-        {plain_str(name): plain_str(value) for name, value in dict(labels).items()}
-    )
+    copy = {plain_str(name): plain_str(value) for name, value in dict(labels).items()}
+    return MappingProxyType(copy) if copy else _NO_LABELS
 
 
 def _key(endpoint: Endpoint) -> str:

@@ -169,11 +169,11 @@ class Families:
         for name in family.names:
             del self._holders[name]
 
-    def leave_out(self, what: str) -> None:
+    def leave_out(self, what: str, detail: str = "") -> None:
         """Log what is not exported: each problem once, and only so many."""
         if what not in self._logged and len(self._logged) < _MEMORY:
             self._logged.add(what)
-            _logger.warning("not exported: %s", what)
+            _logger.warning("not exported: %s%s", what, detail)
             if len(self._logged) == _MEMORY:
                 _logger.warning("not exported: further problems are not logged")
 

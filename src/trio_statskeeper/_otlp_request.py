@@ -6,7 +6,6 @@ request is built data point by data point, so that others can run in between.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -30,25 +29,10 @@ from ._event_metrics import EventMetrics
 from ._families import Families, Family, valid_text
 from ._values import MAX_NUMBER, Distribution, Gauge, Map, Value
 
-_logger = logging.getLogger("trio_statskeeper")
-
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
 
 # Nanoseconds have 64 bits.
 _TOO_LATE = 2**64 / 1e9
-
-# Of how many problems it is remembered that they were logged.
-_MEMORY = 1_000
-
-
-def is_new(problem: str, logged: set[str]) -> bool:
-    """Return whether `problem` is to be logged, and remember it."""
-    if problem in logged:
-        return False
-    if len(logged) == _MEMORY:
-        logged.clear()
-    logged.add(problem)
-    return True
 
 
 @attrs.define(eq=False)
@@ -56,8 +40,6 @@ class Request:
     """A request that is being built."""
 
     resource_attributes: Mapping[str, str]
-    left_out: set[str]
-    """What was logged as being left out; shared by all requests."""
 
     exports: list[EventMetrics] = attrs.field(init=False, factory=list[EventMetrics])
     """What was added."""
@@ -83,7 +65,7 @@ class Request:
         resolved = families.resolve(export, now)
         start, end = export.start_timestamp, export.timestamp
         if not (0 <= start < _TOO_LATE and 0 <= end < _TOO_LATE):
-            self._leave_out(
+            families.leave_out(
                 "times that are not between 1970 and 2554",
                 f"; {start!r} and {end!r} for instance",
             )
@@ -94,7 +76,7 @@ class Request:
         labels = [_attribute(name, label) for name, label in resolved.labels.items()]
         for family, value in resolved.metrics:
             if not _fits(value):
-                self._leave_out(f"{family}: a number that OTLP can't hold")
+                families.leave_out(f"{family}: a number that OTLP can't hold")
                 continue
             for data_point in _data_points(family, value, labels):
                 data_point.time_unix_nano = time
@@ -131,10 +113,6 @@ class Request:
             metric.histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
             return metric.histogram.data_points
         return metric.gauge.data_points
-
-    def _leave_out(self, what: str, detail: str = "") -> None:
-        if is_new(what, self.left_out):
-            _logger.warning("not exported: %s%s", what, detail)
 
 
 def _fits(value: Value) -> bool:

@@ -46,7 +46,7 @@ from ._event_metrics import EventMetrics
 from ._families import Families
 from ._keeper import bare_nursery
 from ._newest import Newest
-from ._otlp_request import Request, is_new
+from ._otlp_request import Request
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._values import quote
 
@@ -70,6 +70,9 @@ _BUILDING_STEP = 0.0005
 
 # Bytes that are compressed at once, in some tenths of a millisecond; more in a thread.
 _COMPRESSED_AT_ONCE = 50_000
+
+# Problems of which it is remembered that they were logged.
+_MEMORY = 1_000
 
 # Bytes of an answer that are looked at; a collector says in some hundred what is wrong.
 _ANSWER_SIZE = 16_384
@@ -323,9 +326,8 @@ class _Run:
     ended: trio.Event = attrs.field(init=False, factory=trio.Event)
     families: Families = attrs.field(init=False, factory=lambda: Families("probe_"))
     own_families: Families = attrs.field(init=False, factory=lambda: Families(PREFIX, HELP))
-    # Those that were logged: since the last success; ever.
+    # Those that were logged since the last success.
     problems: set[str] = attrs.field(init=False, factory=set[str])
-    left_out: set[str] = attrs.field(init=False, factory=set[str])
 
     async def until_the_end(self) -> None:
         async with bare_nursery() as nursery:
@@ -395,7 +397,7 @@ class _Run:
         """Return a request with the statistics and the first of what waits."""
         exporter = self.exporter
         resource = {"service.name": exporter.service_name, **exporter.resource_attributes}
-        request = Request(resource, self.left_out)
+        request = Request(resource)
         pause_at = perf_counter() + _BUILDING_STEP
         for export, families in chain(
             ((own_statistics(each), self.own_families) for each in exporter.statistics),
@@ -450,7 +452,10 @@ class _Run:
             if self.problems:
                 self.problems.clear()
                 self._log(logging.INFO, "works again")
-        elif is_new(problem.what, self.problems):
+        elif problem.what not in self.problems:
+            if len(self.problems) == _MEMORY:
+                self.problems.clear()  # what collectors say has no end
+            self.problems.add(problem.what)
             consequence = "not retried"
             if problem.retried:
                 targets = len(self.waiting)

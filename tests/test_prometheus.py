@@ -404,6 +404,60 @@ async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
     assert len(exporter._page._targets) < 10
 
 
+async def test_looking_for_what_is_gone_takes_no_longer_than_what_comes(
+    autojump_clock, monkeypatch
+):
+    exporter = PrometheusExporter()
+    looked_at = []
+    drop_gone = module._Page.drop_gone
+
+    async def counted(page):
+        looked_at.append(len(page._targets))
+        await drop_gone(page)
+
+    monkeypatch.setattr(module._Page, "drop_gone", counted)
+    for _ in range(10):
+        await feed(exporter, *(export(dst=f"target {number}") for number in range(100)))
+    assert sum(looked_at) <= 10 * 100
+
+
+async def test_a_name_that_changes_hands_during_a_scrape_is_not_shown_twice(
+    mock_clock, nursery
+):
+    exporter = PrometheusExporter()
+    others = [export(interval=100, dst=f"target {n}") for n in range(2 * module._STEP)]
+    await feed(exporter, export({"x-y": 1}), *others)
+    mock_clock.jump(29)
+
+    async def give_the_name_to_another():
+        mock_clock.jump(2)
+        exporter._page.put(export({"x_y": 2}, dst="b"))
+
+    nursery.start_soon(give_the_name_to_another)  # when the scrape lets others run
+    lines = await page(exporter)
+    assert [line for line in lines if "x_y" in line] == [
+        "# HELP probe_x_y_total Sum of x_y over all probe runs.",
+        "# TYPE probe_x_y_total counter",
+        'probe_x_y_total{ptype="http",probe="homepage",dst="b"} 2',
+    ]
+
+
+async def test_what_comes_while_a_registry_collects_does_no_harm(monkeypatch):
+    exporter = PrometheusExporter()
+    await feed(exporter, export(), export(dst="b"))
+    coming = [export(dst="c")]
+    samples_of = module._samples
+
+    def as_an_export_comes(value):
+        if coming and value == 1:  # those of targets
+            exporter._page.put(coming.pop())
+        return samples_of(value)
+
+    monkeypatch.setattr(module, "_samples", as_an_export_comes)
+    assert collected(exporter).count("probe_total{") == 2
+    assert collected(exporter).count("probe_total{") == 3
+
+
 async def test_in_another_run_of_trio_nothing_old_is_shown(autojump_clock):
     exporter = PrometheusExporter()
 

@@ -79,7 +79,7 @@ def test_the_key_follows_from_the_rest():
 
 
 def test_the_name_of_an_endpoint_is_not_empty():
-    with pytest.raises(ValueError, match="name can't be empty"):
+    with pytest.raises(ValueError, match=r"^an endpoint's name can't be empty$"):
         Endpoint("")
 
 
@@ -222,6 +222,21 @@ def test_an_unknown_or_partial_template_is_refused_and_quoted(template):
 def test_a_label_is_a_string_or_a_function(value):
     with pytest.raises(TypeError, match="the label 'env' must be a string or a function"):
         additional_labels({"env": value})
+
+
+def test_what_is_wrong_with_a_label_is_told_and_quoted():
+    with pytest.raises(TypeError) as caught:
+        additional_labels({"env": 7})
+    assert str(caught.value) == (
+        "the label 'env' must be a string or a function of the endpoint, got 7"
+    )
+    with pytest.raises(ValueError) as caught:
+        additional_labels({"env": "@target.nom@"})
+    assert str(caught.value) == (
+        "unknown template '@target.nom@' for the label 'env': it must be "
+        "@target.name@, @target.port@ or @target.label.KEY@, and nothing besides; "
+        "for anything else give a function of the endpoint"
+    )
 
 
 # Their names

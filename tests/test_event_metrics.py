@@ -156,6 +156,8 @@ def test_metrics_of_each_kind_are_written(value, text):
         ({"": ""}, {"": 1}, "5 labels== =1"),
         ({}, {"a=b c,d": 1}, r"5 labels= a\x3db\x20c,d=1"),
         ({}, {'"\\\u2028': 1}, r'5 labels= "\\\u2028=1'),
+        ({"AXZ": "axz"}, {"AXZ": 1}, "5 labels=AXZ=axz AXZ=1"),
+        ({"axz": "AXZ"}, {"axz": 1}, "5 labels=axz=AXZ axz=1"),
     ],
 )
 def test_separators_within_names_and_label_values_are_escaped(labels, metrics, line):

@@ -15,6 +15,7 @@ import attrs
 import pytest
 import trio
 from helpers import Result, make_keeper, one, running, totals
+from strategies import LARGEST
 
 from trio_statskeeper import (
     Distribution,
@@ -25,6 +26,7 @@ from trio_statskeeper import (
     StatsKeeper,
     Value,
 )
+from trio_statskeeper._checks import whole
 from trio_statskeeper.testing import receive_exports
 
 NAN = math.nan
@@ -93,6 +95,46 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
     options = {"ptype": "http", "name": "homepage", "targets": list} | {option: value}
     with pytest.raises(error, match=option):
         StatsKeeper(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("latency_unit", 0, "must be finite and above 0, got 0"),
+        ("flush_timeout", -1, "must be finite and 0 or more, got -1"),
+        ("expire_after", 0, "must be above 0 (math.inf: never) or None, got 0"),
+        ("distributions", [7], "must be a mapping, got [7]"),
+        ("additional_labels", [7], "must be a mapping, got [7]"),
+        ("clock", 7, "must be a function without arguments, got 7"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_told_and_quoted(option, value, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make_keeper(**{option: value})
+    assert str(caught.value) == f"{option} {message}"
+
+
+@pytest.mark.parametrize("option", ["export_interval", "latency_unit", "flush_timeout"])
+def test_seconds_may_be_as_many_as_a_float_can_hold(option):
+    assert getattr(make_keeper(**{option: LARGEST}), option) == LARGEST
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (1, ValueError, "max_unlisted must be 2 or more, got 1"),
+        (2.0, TypeError, r"max_unlisted must be a whole number, got 2\.0"),
+        (True, TypeError, "max_unlisted must be a whole number, got True"),
+    ],
+)
+def test_a_number_that_is_not_whole_or_too_low_is_refused(value, error, message):
+    with pytest.raises(error, match=message):
+        whole(2)(None, attrs.fields(StatsKeeper).max_unlisted, value)
+
+
+@pytest.mark.parametrize("value", [2, 3])
+def test_a_whole_number_may_be_as_low_as_the_least(value):
+    assert whole(2)(None, attrs.fields(StatsKeeper).max_unlisted, value) is None
 
 
 def test_the_configuration_cannot_be_changed():
@@ -294,6 +336,103 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
     assert after.metrics == before.metrics | {"total": 2}
     assert keeper.statistics().rejected == {reason: 1}
     assert keeper.statistics().folded == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Result("a", [7]), "TypeError('metrics() must return a mapping, got [7]')"),
+        (Raising("metrics"), "OSError('no metrics')"),
+        (
+            Result("a", {"new": Unclassed()}),
+            "target 'a': RuntimeError('nothing is there')",
+        ),
+        (one("x"), "target 'x': never listed, as 0 others"),
+        (
+            Result("a", {"total": "1"}),
+            "target 'a': metric 'total': expected a number, got '1'",
+        ),
+        (
+            Result("a", {"total": Map("code", {})}),
+            "target 'a': metric 'total': expected a number, got a Map",
+        ),
+        (
+            Result("a", {"total": Distribution((1,), (0, 0), 0)}),
+            "target 'a': metric 'total': expected a number, got a Distribution",
+        ),
+        (
+            Result("a", {"total": -1}),
+            "target 'a': metric 'total': a counter can't go down by -1",
+        ),
+        (
+            Result("a", {"total": NAN}),
+            "target 'a': metric 'total': a counter can't grow by nan",
+        ),
+        (
+            Result("a", {"huge": 1e308}),
+            "target 'a': metric 'huge': the total would exceed the largest float",
+        ),
+        (
+            Result("a", {"latency": INF}),
+            "target 'a': metric 'latency': a sample can't be inf",
+        ),
+        (
+            Result("a", {"huge-size": 1e308}),
+            "target 'a': metric 'huge-size': the sum would exceed the largest float",
+        ),
+        (
+            Result("a", {"huge-size": Distribution((10,), (1, 0), 1e308)}),
+            "target 'a': metric 'huge-size': the sum would exceed the largest float",
+        ),
+        (
+            Result("a", {"huge-size": Distribution((10,), (10**308, 0), 0)}),
+            "target 'a': metric 'huge-size': a bucket would exceed the largest float",
+        ),
+        (
+            Result("a", {"size": Distribution((11,), (1, 0), 5)}),
+            "target 'a': metric 'size': expected the bounds (10.0,), got (11.0,)",
+        ),
+        (
+            Result("a", {"code": 1}),
+            "target 'a': metric 'code': expected a map, got 1",
+        ),
+        (
+            Result("a", {"code": Map("class", {})}),
+            "target 'a': metric 'code': expected a map of 'code', got one of 'class'",
+        ),
+        (
+            Result("a", {"code": Map("code", {"404": 1, "500": 1})}),
+            "target 'a': metric 'code': the map would exceed 2 keys",
+        ),
+        (
+            Result("a", {"huge-code": Map("code", {"200": 1e308})}),
+            "target 'a': metric 'huge-code': the total would exceed the largest float",
+        ),
+        (
+            Result("a", {"new": Map("dst", {})}),
+            "target 'a': metric 'new': a map can't be of 'dst': it is a label",
+        ),
+        (
+            Result("a", {"new": [7]}),
+            "target 'a': metric 'new': [7] is not a value of a metric",
+        ),
+        (
+            Result("a", {5: 1}),
+            "target 'a': metric 5: a metric's name must be a string",
+        ),
+        (
+            Result("a", {"version": 8}),
+            "target 'a': metric 'version': expected a str, got 8",
+        ),
+    ],
+)
+async def test_a_rejection_tells_what_was_wrong(autojump_clock, caplog, bad, message):
+    keeper = make_keeper(distributions={"latency": (1, 2)}, max_unlisted=0, max_map_keys=2)
+    async with running(keeper) as run:
+        run.send(Result("a", GOOD), bad)
+        await trio.sleep(1.5)
+    (record,) = caplog.records
+    assert record.getMessage().endswith(f"); the newest: {message}")
 
 
 async def test_nothing_is_held_of_a_target_whose_only_result_was_rejected(autojump_clock):
@@ -958,7 +1097,9 @@ async def test_two_runs_at_once_are_refused_and_close_nothing(autojump_clock):
     results_send, results_receive = trio.open_memory_channel(1)
     exports_send, _ = trio.open_memory_channel(1)
     async with running(keeper) as run:
-        with pytest.raises(trio.BusyResourceError, match="already running"):
+        with pytest.raises(
+            trio.BusyResourceError, match=r"^this keeper is already running$"
+        ):
             await keeper.run(results_receive, exports_send)
         results_send.send_nowait(one("a"))
         assert results_receive.receive_nowait() == one("a")

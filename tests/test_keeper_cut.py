@@ -256,9 +256,9 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
 @pytest.mark.parametrize(
     ("keys", "listed", "steps"),
     [
-        pytest.param([], 5_000, 5_000 / 500 * 2, id="listing, and skipping"),
-        pytest.param(["a"], 5_000, 5_000 / 500 * 2, id="one of many has totals"),
-        pytest.param([f"x{i}" for i in range(5_000)], 0, 5_000 / 500, id="expiring"),
+        pytest.param([], 5_000, 10 + 25, id="listing, and skipping"),
+        pytest.param(["a"], 5_000, 10 + 10 + 25, id="one of many was never listed"),
+        pytest.param([f"x{i}" for i in range(5_000)], 0, 50, id="expiring"),
     ],
 )
 async def test_a_tick_goes_through_many_targets_in_small_steps(
@@ -273,7 +273,7 @@ async def test_a_tick_goes_through_many_targets_in_small_steps(
         run.nursery.start_soon(spectate, keeper, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
-    assert len(seen) >= steps
+    assert steps <= len(seen) <= 2 * steps
 
 
 async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autojump_clock):
@@ -285,4 +285,4 @@ async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autoju
         run.nursery.start_soon(spectate, keeper, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
-    assert len(seen) >= 5_000 / 500
+    assert 10 <= len(seen) <= 20

@@ -177,6 +177,20 @@ async def test_a_last_export_to_a_consumer_that_is_gone_ends_quietly(autojump_cl
     assert trio.current_time() == 0.5
 
 
+async def test_a_last_export_to_a_channel_that_was_closed_elsewhere_ends_quietly(
+    autojump_clock,
+):
+    outcome, results, exports = outcome_of(make_keeper(flush_timeout=0.5))
+    results.send_nowait(one("a"))
+    with exports, trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+            await trio.sleep(0.5)
+            outcome.exports.close()
+            scope.cancel()
+    assert type(outcome.raised) is trio.Cancelled
+
+
 async def test_targets_that_were_being_gone_through_are_known_after_cancellation(
     autojump_clock,
 ):
@@ -337,6 +351,15 @@ async def test_what_targets_a_label_or_the_clock_raises_leaves_run_bare(
     assert outcome.both_channels_are_closed()
 
 
+async def test_when_nobody_is_left_to_listen_the_error_says_so(autojump_clock):
+    outcome, _results, exports = outcome_of(make_keeper())
+    exports.close()
+    message = r"^nobody listens to the exports any more$"
+    with pytest.raises(trio.BrokenResourceError, match=message):
+        await outcome.run()
+    assert trio.current_time() == 1
+
+
 async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_clock):
     targets = Raising(2, [Endpoint("a")])
 
@@ -391,6 +414,7 @@ async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
     with exports, pytest.raises((LookupError, OSError)) as caught:
         await outcome.run()
     (record,) = caplog.records
+    assert record.getMessage() == "another exception in the same nursery"
     assert {type(caught.value), type(record.exc_info[1])} == {LookupError, OSError}
     assert caught.value.__cause__ is None
 

@@ -412,7 +412,6 @@ async def test_while_nobody_reads_a_fifo_the_loop_goes_on(fifo):
         assert await trio.to_thread.run_sync(read) == (True, lines(1))
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 async def test_waiting_for_somebody_to_read_a_fifo_can_be_cancelled(fifo):
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
@@ -422,6 +421,33 @@ async def test_waiting_for_somebody_to_read_a_fifo_can_be_cancelled(fifo):
     assert scope.cancelled_caught
     # The thread waits on; what it opens is closed at once.
     assert await trio.to_thread.run_sync(fifo.read_text) == ""
+
+
+async def test_a_file_that_opens_only_after_a_cancellation_is_closed_and_left_as_it_was(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "metrics.log"
+    path.write_text("torn")
+    go, opened = threading.Event(), []
+    path_open = Path.open
+
+    def slowly(self, mode, **options):
+        if mode == "ab":
+            go.wait()
+        opened.append(path_open(self, mode, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", slowly)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_lines, channel_of(export(1)), path)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    go.set()
+    with trio.fail_after(10):
+        while len(opened) < 2 or not opened[1].closed:
+            await trio.lowlevel.checkpoint()
+    assert path.read_bytes() == b"torn"
 
 
 async def test_a_fifo_that_nobody_reads_any_more_is_a_broken_pipe(fifo):

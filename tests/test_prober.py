@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from trio_statskeeper import Endpoint, Gauge, Map, Prober, ProbeResult, StatsKeeper
-from trio_statskeeper._prober import _Gone, _Run, _share, _Target
+from trio_statskeeper._prober import _STARTING_STEP, _STEP, _Gone, _Run, _share, _Target
 from trio_statskeeper.testing import Hang, ScriptedProbe, Succeed
 
 A, B = Endpoint("a"), Endpoint("b")
@@ -253,34 +253,33 @@ async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
 async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_counted(
     autojump_clock,
 ):
-    zones = []
-
     async def probe(endpoint: Endpoint) -> None:
         await trio.lowlevel.checkpoint()
-        if endpoint.key == "a":
-            zones.append(endpoint.labels["zone"])
+        zones[endpoint.key].append(endpoint.labels["zone"])
 
-    first, second = (Endpoint("a", labels={"zone": zone}) for zone in "12")
-    prober = make_prober(probe, [first, B, second])
+    zones: dict[str, list[str]] = {"a": [], "b": []}
+    targets = [Endpoint(key, labels={"zone": zone}) for key, zone in ("a1", "a2", "b3")]
+    prober = make_prober(probe, targets)
     async with running(prober):
         await trio.sleep(2.99)
-    assert zones == ["1", "1", "1"]
+    assert zones == {"a": ["1", "1", "1"], "b": ["3", "3", "3"]}
     assert prober.statistics().duplicates == 3
     assert prober.statistics().targets == 0  # none is probed any more
 
 
+@pytest.mark.parametrize("interval", [1, 2])
 async def test_intervals_that_passed_while_the_loop_stood_still_are_missed_not_made_up_for(
-    autojump_clock,
+    autojump_clock, interval
 ):
     probe = slow(0)
-    prober = make_prober(probe, [A, B])
+    prober = make_prober(probe, [A, B], interval=interval)
     async with running(prober):
-        await trio.sleep(0.99)
-        autojump_clock.jump(3.7)  # to 4.69
-        await trio.sleep(1)
-    early, late = sorted("ab", key=_share)
-    assert times(probe, early) == [_share(early), pytest.approx(4.69), 5 + _share(early)]
-    assert times(probe, late) == [_share(late), pytest.approx(4.69), 5 + _share(late)]
+        await trio.sleep(0.99 * interval)
+        autojump_clock.jump(3.7 * interval)  # to 4.69
+        await trio.sleep(interval)
+    for key in "ab":
+        in_intervals = [time / interval for time in times(probe, key)]
+        assert in_intervals == pytest.approx([_share(key), 4.69, 5 + _share(key)])
     assert prober.statistics().runs_missed == 3 * 2
 
 
@@ -293,7 +292,26 @@ async def test_many_targets_are_started_in_steps(autojump_clock):
         while prober.statistics().results_sent < 1_900 and rounds < 10_000:
             rounds += 1
             await trio.lowlevel.checkpoint()
-    assert 30 <= rounds < 10_000
+    assert 30 <= rounds <= 100
+
+
+async def test_many_targets_that_come_and_go_are_gone_through_in_steps(autojump_clock):
+    lists = iter([[Endpoint(f"target {i}") for i in range(2_000)], []])
+    prober = make_prober(hanging(), lambda: next(lists), timeout=10)
+
+    async def rounds_until(targets: int) -> int:
+        rounds = 0
+        while prober.statistics().targets != targets and rounds < 10_000:
+            rounds += 1
+            await trio.lowlevel.checkpoint()
+        return rounds
+
+    async with running(prober):
+        assert 2_000 / _STEP / 2 <= await rounds_until(2_000) <= 2_000 / _STEP * 2
+        await trio.sleep(0.999)
+        autojump_clock.jump(0.001)
+        gone = 2_000 / _STARTING_STEP
+        assert gone / 2 <= await rounds_until(0) <= gone * 2
 
 
 # Timeouts and overlap
@@ -588,16 +606,19 @@ class Unreadable(Mapping[str, int]):
 
 
 @pytest.mark.parametrize(
-    ("returned", "error"),
+    ("returned", "error", "message"),
     [
-        *[({name: 5}, "ValueError") for name in OWN_METRICS],
-        ("well", "TypeError"),
-        (7, "TypeError"),
-        (Unreadable(), "OSError"),
+        *[
+            ({name: 5}, "ValueError", f"a probe can't return ['{name}']: the prober counts")
+            for name in OWN_METRICS
+        ],
+        ("well", "TypeError", "a probe must return metrics or None, not 'well'"),
+        (7, "TypeError", "a probe must return metrics or None, not 7"),
+        (Unreadable(), "OSError", "no value"),
     ],
 )
 async def test_a_probe_that_returns_what_it_must_not_has_failed(
-    autojump_clock, caplog, returned, error
+    autojump_clock, caplog, returned, error, message
 ):
     async def probe(endpoint: Endpoint) -> Any:
         await trio.lowlevel.checkpoint()
@@ -610,6 +631,7 @@ async def test_a_probe_that_returns_what_it_must_not_has_failed(
     assert metrics["total"] == 1
     assert metrics["failure"] == 1
     assert "the probe failed" in caplog.text
+    assert f"{error}: {message}" in caplog.text
 
 
 async def test_the_first_exception_of_each_class_and_target_is_logged(
@@ -739,6 +761,23 @@ async def test_a_keyboard_interrupt_in_a_probe_passes_through_bare(autojump_cloc
         await make_prober(probe).run(results_send)
 
 
+async def test_a_keyboard_interrupt_beside_a_cancellation_is_not_lost(autojump_clock):
+    async def interrupted() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyboardInterrupt
+
+    async def probe(endpoint: Endpoint) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(interrupted)
+
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with results_receive, trio.move_on_after(1.5), pytest.raises(KeyboardInterrupt):
+        await make_prober(probe, timeout=5).run(results_send)
+
+
 async def test_probes_that_raise_as_they_are_cancelled_leave_the_cancellation_bare(
     autojump_clock, caplog
 ):
@@ -775,7 +814,9 @@ async def test_two_runs_at_once_are_refused_and_close_nothing(autojump_clock):
     prober = make_prober(well)
     results_send, _results_receive = trio.open_memory_channel[ProbeResult](1)
     async with running(prober):
-        with pytest.raises(trio.BusyResourceError, match="already running"):
+        with pytest.raises(
+            trio.BusyResourceError, match=r"^this prober is already running$"
+        ):
             await prober.run(results_send)
     assert results_send.statistics().open_send_channels == 1
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import gc
 import math
 
+import pytest
 from helpers import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import LARGEST, LARGEST_WHOLE
 
-from trio_statskeeper import Endpoint, Map, _totals
-from trio_statskeeper._totals import _SAVED, Totals, metrics
+from trio_statskeeper import Distribution, Endpoint, Gauge, Map, _totals
+from trio_statskeeper._totals import _FIRST_NUMBER, _SAVED, Totals, metrics
+
+
+class Count(int):
+    """An int that is no mere number."""
 
 
 def make_totals(*listed: str) -> Totals:
@@ -98,6 +104,70 @@ def test_without_a_cut_the_row_before_is_not_kept():
     totals.end_cut()
     fold(totals, Result("a", {"total": 1}))
     assert totals.row("a")[_SAVED] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("total", LARGEST),
+        ("total", LARGEST_WHOLE),
+        ("total", Count(LARGEST_WHOLE)),
+        ("latency", LARGEST),
+        ("latency", -LARGEST),
+        ("code", Map("code", {"200": LARGEST_WHOLE})),
+        ("size", Distribution((1,), (LARGEST_WHOLE, 0), LARGEST)),
+        ("size", Distribution((1,), (1, 0), -LARGEST)),
+    ],
+    ids=str,
+)
+def test_totals_reach_to_the_largest_float(name, value):
+    totals = make_totals("a")
+    fold(totals, Result("a", {name: value}))
+    assert totals.rejected == {}
+    assert totals.folded == 1
+
+
+@pytest.mark.parametrize("first", [0, 1, 99, 100])
+def test_a_map_may_have_as_many_keys_as_allowed(first):
+    totals = make_totals("a")
+    keys = {str(key): 1 for key in range(100)}
+    fold(totals, Result("a", {"code": Map("code", dict(list(keys.items())[:first]))}))
+    fold(totals, Result("a", {"code": Map("code", keys)}))
+    assert totals.rejected == {}
+    (counted,) = metrics(totals.row("a"), -math.inf).values()
+    assert counted.values.keys() == keys.keys()
+
+
+@pytest.mark.parametrize("sample", [LARGEST, -LARGEST])
+def test_samples_whose_sum_exceeds_the_largest_float_overflow(sample):
+    totals = make_totals("a")
+    for _ in range(2):
+        fold(totals, Result("a", {"latency": sample}))
+    assert totals.rejected == {"overflow": 1}
+
+
+@pytest.mark.parametrize("samples", [(1, 1, 5), (True, True, 5), (1.0, Count(1), 5.0)])
+def test_samples_of_one_bucket_are_counted_together(samples):
+    totals = make_totals("a")
+    for sample in samples:
+        fold(totals, Result("a", {"latency": sample}))
+    expected = Distribution((1, 2), (2, 0, 1), 7)
+    assert metrics(totals.row("a"), -math.inf) == {"latency": expected}
+
+
+def test_a_row_holds_no_more_than_its_numbers():
+    totals = make_totals("a")
+    code = Map("code", {"200": 1, "404": 1})
+    fold(totals, Result("a", {"total": 1, "latency": 1, "code": code, "queue": Gauge(1)}))
+    # One sum; the samples' sum and three buckets; two keys; the newest and its time.
+    assert len(totals.row("a")) == _FIRST_NUMBER + 1 + 4 + 2 + 2
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, False, -0.0])
+def test_a_counter_may_grow_by_nothing(zero):
+    totals = make_totals("a")
+    fold(totals, Result("a", {"total": zero}))
+    assert metrics(totals.row("a"), -math.inf) == {"total": 0}
 
 
 def test_a_row_is_taken_once():

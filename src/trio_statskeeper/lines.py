@@ -137,24 +137,30 @@ class _File:
 
     path: Path
     file: FileIO | None = None
+    closed: bool = False
+    """Whether it is to be open no more, even if it is only being opened yet."""
 
     def open(self) -> None:
         with _named(str(self.path)):
             torn = self._is_torn()
             self.file = self.path.open("ab", buffering=0)
-            if torn:
+            if self.closed:
+                # Nobody waited until it was open.
+                self.file.close()
+            elif torn:
                 # Else the next line would be lost with the torn one.
                 _write_all(self.file, b"\n")
 
     def append(self, text: str) -> None:
         with _named(str(self.path)):
-            if self._is_rotated_away():
-                self.close()
-                self.open()
             assert self.file is not None
+            if self._is_rotated_away():
+                self.file.close()
+                self.open()
             _write_all(self.file, text.encode())
 
     def close(self) -> None:
+        self.closed = True
         if self.file is not None:
             with _named(str(self.path)):
                 self.file.close()

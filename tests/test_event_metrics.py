@@ -311,7 +311,7 @@ def test_labels_are_pairs_of_different_names(labels, reason):
         (' sent="', "'\"'"),
         (' sent="a"b', "'\"a\"b'"),
         (" sent=map:code,200:x", "'x'"),
-        (" sent=62 sent=63", "metric 'sent' stands twice"),
+        (" a=1 a=2", "metric 'a' stands twice in '5 labels=a=b a=1 a=2'"),
         (r" sent=62 \x73ent=63", "metric 'sent' stands twice"),
     ],
 )

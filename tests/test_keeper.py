@@ -9,6 +9,7 @@ import logging
 import math
 import weakref
 from collections.abc import Mapping
+from types import MappingProxyType
 from unittest.mock import Mock
 
 import attrs
@@ -202,6 +203,13 @@ async def test_a_distribution_can_be_merged_with_samples_of_the_same_metric(auto
     assert export.metrics["latency"] == Distribution((1, 2), (0, 2, 1), 8)
 
 
+async def test_the_metrics_of_a_result_may_be_any_mapping(autojump_clock):
+    async with running(make_keeper()) as run:
+        run.send(Result("a", MappingProxyType({"total": 1})), one("a"))
+        await trio.sleep(1.5)
+        assert totals(run.received()) == {"a": 2}
+
+
 async def test_a_metric_that_first_appears_later_is_added(autojump_clock):
     async with running(make_keeper(["a", "b"])) as run:
         run.send(one("a"), one("b"), Result("a", {"timeouts": 1}))
@@ -386,7 +394,7 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         ),
         (
             Result("a", {"huge-size": Distribution((10,), (10**308, 0), 0)}),
-            "target 'a': metric 'huge-size': a bucket would exceed the largest float",
+            "target 'a': metric 'huge-size': the count would exceed the largest float",
         ),
         (
             Result("a", {"size": Distribution((11,), (1, 0), 5)}),
@@ -815,14 +823,14 @@ async def test_a_target_that_returns_at_the_tick_when_its_time_is_up_starts_from
 
 async def test_by_default_targets_expire_after_ten_intervals(autojump_clock):
     listed = [Endpoint("a")]
-    keeper = make_keeper(targets=lambda: listed)
+    keeper = make_keeper(targets=lambda: listed, export_interval=2)
     async with running(keeper) as run:
         run.send(one("a"))
-        await trio.sleep(1.5)
+        await trio.sleep(3)
         listed.clear()
-        await trio.sleep(9)
+        await trio.sleep(18)
         assert keeper.statistics().targets_held == 1
-        await trio.sleep(1)
+        await trio.sleep(2)
         assert keeper.statistics().targets_held == 0
 
 

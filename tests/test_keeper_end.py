@@ -430,7 +430,7 @@ async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_cloc
         await outcome.run()
 
 
-@pytest.mark.parametrize("timestamp", [math.nan, math.inf])
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf, -math.inf])
 async def test_a_clock_that_tells_no_time_is_an_error(autojump_clock, timestamp):
     outcome, results, exports = outcome_of(make_keeper(clock=lambda: timestamp))
     results.send_nowait(one("a"))
@@ -447,10 +447,10 @@ async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
 
 
 async def test_a_label_function_that_returns_no_string_is_an_error(autojump_clock):
-    keeper = make_keeper(additional_labels={"port": lambda endpoint: endpoint.port})
+    keeper = make_keeper(additional_labels={"port": lambda _: 80})
     outcome, results, exports = outcome_of(keeper)
     results.send_nowait(one("a"))
-    message = "label 'port' must return a string, got None for 'a'"
+    message = "label 'port' must return a string, got 80 for 'a'"
     with exports, pytest.raises(TypeError, match=message):
         await outcome.run()
 

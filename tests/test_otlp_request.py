@@ -208,18 +208,21 @@ def test_lone_surrogates_are_escaped_wherever_they_are():
 
 
 @pytest.mark.parametrize(
-    ("value", "what"),
+    ("value", "logged"),
     [
-        (Distribution([1], [2**64 - 1, 1], 0), "'odd', a histogram"),
-        (10**400, "'odd', a counter"),
+        (
+            Distribution([1], [2**64 - 1, 1], 0),
+            "'odd', a histogram: a count that OTLP can't hold",
+        ),
+        (10**400, "'odd', a counter: a number beyond the largest float"),
     ],
 )
 def test_what_64_bits_or_a_float_cannot_hold_is_left_out_and_logged_once(
-    value, what, caplog
+    value, logged, caplog
 ):
     metrics = metrics_of(export({"odd": value, "total": 1}), export({"odd": value}))
     assert metrics.keys() == {"probe_total"}
-    assert caplog.messages == [f"not exported: {what}: a number that OTLP can't hold"]
+    assert caplog.messages == [f"not exported: {logged}"]
 
 
 def test_as_many_samples_as_64_bits_can_count_are_exported():

@@ -570,6 +570,12 @@ def test_what_is_hard_to_print_is_refused_for_what_it_is(value):
         Gauge(value)
 
 
+def test_of_what_cannot_be_printed_an_error_tells_the_class():
+    no_array = type("array", (), {})()  # as which reprlib prints it
+    with pytest.raises(TypeError, match="got <array without a repr>"):
+        Gauge(no_array)
+
+
 def test_what_the_keeper_makes_unchecked_equals_what_is_checked():
     assert unchecked_map("code", {"200": 1}) == Map("code", {"200": 1})
     assert unchecked_distribution((1.0,), (1, 2), 3.0) == Distribution([1], [1, 2], 3)

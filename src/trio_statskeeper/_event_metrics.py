@@ -12,6 +12,10 @@ import attrs
 
 from ._values import Value, escape, format_value, parse_value, quote, unescape
 
+# Lines come from files and networks, and to read one is a single step. Of the worst kind,
+# this much takes some tenths of a second.
+_LONGEST_LINE = 2**21
+
 _HEAD = re.compile(r"(-?[0-9]{1,18}) labels=([^ ]*)")
 # A string ends at the quote that a space or the line's end follows: cloudprober writes
 # spaces and quotes within strings as they are.
@@ -81,8 +85,10 @@ class EventMetrics:
         timestamp in whole seconds. What the line does not tell is given by keyword.
 
         Raises:
-          ValueError: if `line` is not such a line; the message quotes what is wrong.
+          ValueError: if `line` is not such a line, or has more than 2,097,152 characters;
+            the message quotes what is wrong.
         """
+        check_length(line)
         line = line.removesuffix("\r\n").removesuffix("\n")
         head = _HEAD.match(line)
         if head is None:
@@ -105,6 +111,14 @@ class EventMetrics:
             metrics,
             latency_unit,
             export_interval,
+        )
+
+
+def check_length(line: str) -> None:
+    """Raise a ValueError if it would take long to read `line`."""
+    if len(line) > _LONGEST_LINE:
+        raise ValueError(
+            f"a line of {len(line):,} characters: at most {_LONGEST_LINE:,} are read"
         )
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import attrs
 
-from ._event_metrics import EventMetrics
+from ._event_metrics import EventMetrics, check_length
 from ._values import (
     Distribution,
     Gauge,
@@ -83,8 +83,10 @@ def from_json(line: str) -> EventMetrics:
     that character.)
 
     Raises:
-      ValueError: if `line` is not such a line; the message quotes what is wrong.
+      ValueError: if `line` is not such a line, or has more than 2,097,152 characters; the
+        message quotes what is wrong.
     """
+    check_length(line)
     try:
         fields: _Json = _decoder.decode(line)
     except JSONDecodeError as error:

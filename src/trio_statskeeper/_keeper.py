@@ -49,7 +49,7 @@ from ._checks import above_zero, is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels
 from ._event_metrics import EventMetrics, unchecked_event_metrics
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
-from ._values import checked_bounds, quote
+from ._values import MAX_NUMBER, checked_bounds, quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -482,7 +482,7 @@ class StatsKeeper:
 
     def _timestamp(self) -> float:
         timestamp = self.clock()
-        if not -math.inf < timestamp < math.inf:
+        if not -MAX_NUMBER <= timestamp <= MAX_NUMBER:
             raise ValueError(f"clock must return finite seconds, got {timestamp!r}")
         self._progress.timestamp = max(self._progress.timestamp, timestamp)
         return self._progress.timestamp

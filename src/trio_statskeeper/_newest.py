@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from ._event_metrics import EventMetrics
+from ._values import MAX_NUMBER
 
 Series: TypeAlias = frozenset[tuple[str, str]]
 
@@ -24,7 +25,7 @@ _STEP = 500
 
 def when_gone(export: EventMetrics, now: float) -> float:
     """Return when `export`, which came now, is gone if nothing follows."""
-    gone_at = now + _GONE_AFTER * export.export_interval
+    gone_at = now + min(_GONE_AFTER * export.export_interval, MAX_NUMBER)
     return max(now, gone_at)  # an interval of others' making may be NaN
 
 

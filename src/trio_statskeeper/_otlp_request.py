@@ -27,7 +27,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 
 from ._event_metrics import EventMetrics
 from ._families import Families, Family, valid_text
-from ._values import MAX_NUMBER, Distribution, Gauge, Map, Value
+from ._values import Distribution, Gauge, Map, Value
 
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
 
@@ -75,8 +75,8 @@ class Request:
         start_time = min(round(start * 1e9), time)
         labels = [_attribute(name, label) for name, label in resolved.labels.items()]
         for family, value in resolved.metrics:
-            if not _fits(value):
-                families.leave_out(f"{family}: a number that OTLP can't hold")
+            if isinstance(value, Distribution) and value.count >= 2**64:
+                families.leave_out(f"{family}: a count that OTLP can't hold")
                 continue
             for data_point in _data_points(family, value, labels):
                 data_point.time_unix_nano = time
@@ -113,12 +113,6 @@ class Request:
             metric.histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
             return metric.histogram.data_points
         return metric.gauge.data_points
-
-
-def _fits(value: Value) -> bool:
-    if isinstance(value, Distribution):
-        return value.count < 2**64
-    return not isinstance(value, int) or abs(value) <= MAX_NUMBER
 
 
 def _data_points(

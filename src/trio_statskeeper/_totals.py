@@ -52,6 +52,9 @@ from ._values import (
 Row: TypeAlias = list[Any]
 _START, _EPOCH, _SAVED, _FIRST_NUMBER = 1, 2, 3, 4
 
+# More can't be merged; there is room for as many single ones as can ever come.
+_MOST_SAMPLES = int(MAX_NUMBER) - 2**64
+
 # Steps of `relist`, each some tenths of a millisecond: endpoints that are gone through,
 # targets whose rows are dropped.
 _STEP = 500
@@ -124,6 +127,12 @@ def _number(value: object) -> int | float:
     if not isinstance(value, int | float):
         raise _Rejected("kind", f"expected a number, got {quote(value)}")
     return plain_number(value)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise _Rejected("type", "a metric's name must be a string")
+    return plain_str(name)
 
 
 class _OtherKind(Protocol):
@@ -200,8 +209,8 @@ class _Samples:
         row[at] = total
         buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
         row[buckets] = map(add, row[buckets], value.bucket_counts)
-        if max(row[buckets]) > MAX_NUMBER:
-            raise _Rejected("overflow", "a bucket would exceed the largest float")
+        if sum(row[buckets]) > _MOST_SAMPLES:
+            raise _Rejected("overflow", "the count would exceed the largest float")
 
     def total(self, row: Row, at: int, stale: float) -> Value:
         counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
@@ -442,6 +451,7 @@ class Totals:
             try:
                 column = columns.get(name)
                 if column is None:
+                    name = _name(name)  # noqa: PLW2901  # its own hash may change
                     self._add_metrics(row, deltas)
                     columns = row[0].columns
                     column = columns[name]
@@ -475,10 +485,9 @@ class Totals:
         """Make place for all new metrics, at once: each schema takes time to build."""
         kinds = dict(row[0].kinds)
         for name, value in deltas.items():
+            name = _name(name)  # noqa: PLW2901  # as above
             if name not in kinds:
-                if not isinstance(name, str):
-                    raise _Rejected("type", "a metric's name must be a string")
-                kind = kinds[plain_str(name)] = self._kind_of(name, value)
+                kind = kinds[name] = self._kind_of(name, value)
                 row.extend(kind.zero)
         row[0] = self._schema(kinds)
 

@@ -28,6 +28,8 @@ class _Shortened(reprlib.Repr):
         return super().repr_instance(x, level)
 
 
+# Not by the attribute, which a metaclass may have of its own.
+_type_name = vars(type)["__name__"].__get__
 _shortened = _Shortened()
 _shortened.maxstring = _shortened.maxother = 80
 
@@ -35,9 +37,9 @@ _shortened.maxstring = _shortened.maxother = 80
 def quote(value: object) -> str:
     """Return a short repr for an error message, of what may have come from anywhere."""
     try:
-        return _shortened.repr(value)
+        return plain_str(_shortened.repr(value))
     except Exception:  # noqa: BLE001  # whatever its repr does, it is not what went wrong
-        return f"<{type(value).__name__} without a repr>"
+        return f"<{_type_name(type(value))} without a repr>"
 
 
 def plain_number(value: float) -> int | float:

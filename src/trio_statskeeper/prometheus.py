@@ -38,7 +38,7 @@ from ._event_metrics import EventMetrics
 from ._families import Families, Family, Resolved
 from ._newest import Series
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
-from ._values import Distribution, Gauge, Map, Value, plain_number, quote
+from ._values import MAX_NUMBER, Distribution, Gauge, Map, Value, plain_number, quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -121,7 +121,8 @@ class PrometheusExporter(Collector):
                 page.put(export)
                 labels = export.labels
                 keeper = labels.get("ptype", ""), labels.get("probe", "")
-                self._last_exports[keeper] = export.timestamp
+                if abs(export.timestamp) <= MAX_NUMBER:
+                    self._last_exports[keeper] = export.timestamp
                 await page.drop_gone_at_times()
 
     async def serve(

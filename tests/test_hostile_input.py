@@ -1,0 +1,977 @@
+"""Input of the worst kind: each part takes it, or refuses it in the way that it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tracemalloc
+from contextlib import suppress
+from time import thread_time
+
+import httpx2
+import pytest
+import trio
+from helpers import Result, make_keeper, one, running
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from trio_statskeeper import (
+    Distribution,
+    Endpoint,
+    EventMetrics,
+    Gauge,
+    Map,
+    fan_out,
+    parse_value,
+)
+from trio_statskeeper._families import Families
+from trio_statskeeper._otlp_request import Request
+from trio_statskeeper.lines import from_json, to_json, write_lines
+from trio_statskeeper.prometheus import PrometheusExporter
+
+LARGEST = sys.float_info.max
+READERS = {"line": EventMetrics.parse, "json": from_json}
+WRITERS = {"line": str, "json": to_json}
+FORMATS = list(READERS)
+
+
+# The parsers: all that comes out is an export, or a ValueError
+
+SPECIAL = (
+    "\0\t\n\r\x1b\x7f\x85\xa0\u200f\u2028\ufeff\ud800\udfff\U0010ffff \"'\\{}[]|:;,=+-.0eIN"
+)
+
+VALID = EventMetrics(
+    1519084040,
+    0,
+    {"ptype": "http", "a=b,c": 'd e"\\'},
+    {
+        "total": 3,
+        "time": 1e-7,
+        "up to": Gauge(-math.inf),
+        "said": 'x" y="z\\x20',
+        "resp-code": Map("code: ", {"2,0": 1, "\u2603": 2.5}),
+        "latency": Distribution([-0.5, 2], [2, 1, 0], 1.25),
+    },
+)
+
+
+def changed(text):
+    """Return all texts that differ from `text` in one character, or lack its end."""
+    for at in range(len(text) + 1):
+        before, after = text[:at], text[at:]
+        yield before
+        yield before + after[1:]
+        for char in SPECIAL:
+            yield before + char + after
+            yield before + char + after[1:]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_whatever_one_character_is_changed_to_a_line_is_read_or_a_value_error(form):
+    read, write = READERS[form], WRITERS[form]
+    for text in changed(write(VALID)):
+        with suppress(ValueError):
+            export = read(text)
+            assert read(write(export)) == export
+
+
+NUMBERS = st.one_of(
+    st.from_regex(r"\A[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,9})?\Z"),
+    st.builds("{}{}".format, st.sampled_from("+- 0"), st.integers().map(abs)),
+    st.integers(300, 320).map(lambda size: "9" * size),
+    st.integers(4_290, 4_310).map(lambda size: "9" * size),
+    st.sampled_from(["1_0", "0x1", "inf", "Infinity", "nan", "\u0661", "1e", ".5", "5."]),
+    st.sampled_from([f"1e{'9' * 4_000}", f"1e-{'9' * 4_000}", f"0.{'0' * 4_000}1"]),
+)
+
+
+@given(NUMBERS)
+def test_a_number_is_read_exactly_or_refused_however_large(text):
+    with suppress(ValueError):
+        number = parse_value(text)
+        assert number == (int(text) if isinstance(number, int) else float(text))
+        assert isinstance(number, int) or math.isfinite(number)
+
+
+@pytest.mark.parametrize("digits", [309, 4_300, 4_301, 100_000])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{} labels=",
+        "5 labels= a=map:code,200:{}",
+        "5 labels= a=dist:sum:{}|count:1|lb:-Inf,1|bc:1,0",
+        "5 labels= a=dist:sum:1|count:{}|lb:-Inf,1|bc:1,0",
+        "5 labels= a=dist:sum:1|count:1|lb:-Inf,{}|bc:1,0",
+        "5 labels= a=dist:sum:1|count:1|lb:-Inf,1|bc:{},0",
+    ],
+)
+def test_where_a_line_has_floats_numbers_beyond_the_largest_are_refused(place, digits):
+    with pytest.raises(ValueError) as caught:
+        EventMetrics.parse(place.format("9" * digits))
+    assert len(str(caught.value)) < 600
+
+
+def json_with(metric):
+    return to_json(EventMetrics(5, 0, {}, {"x": 0})).replace('{"x":0}', f'{{"x":{metric}}}')
+
+
+@pytest.mark.parametrize("digits", [309, 4_300, 4_301, 100_000])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        '{{"gauge":{}}}',
+        '{{"map":"code","values":{{"200":{}}}}}',
+        '{{"bounds":[1],"bucket_counts":[1,0],"sum":{}}}',
+        '{{"bounds":[1],"bucket_counts":[{},0],"sum":1}}',
+        '{{"bounds":[{}],"bucket_counts":[1,0],"sum":1}}',
+    ],
+)
+def test_where_json_has_floats_numbers_beyond_the_largest_are_refused(metric, digits):
+    with pytest.raises(ValueError) as caught:
+        from_json(json_with(metric.format("9" * digits)))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[1,{"b":[', "]}]")]
+)
+@pytest.mark.parametrize("place", ["labels", "metrics", "timestamp", "further"])
+def test_json_of_any_depth_is_refused(place, opening, closing):
+    fields = json.loads(to_json(VALID))
+    limit = sys.getrecursionlimit()
+    for depth in (
+        2,
+        10,
+        *range(limit // 3 - 20, limit // 3),
+        *range(limit - 60, limit + 5),
+    ):
+        text = json.dumps(fields | {place: "HERE"})
+        nested = opening * depth + "1" + closing * depth
+        with pytest.raises(ValueError):
+            from_json(text.replace('"HERE"', nested))
+
+
+# The parsers: time
+
+LENGTH = 25_000
+TIMES_LONGER = 8
+ROUNDS = 5
+
+
+def repeated(text, begin="", end=""):
+    """Return a function of a length that returns a text of about that length."""
+    return lambda length: begin + text * (length // len(text)) + end
+
+
+def numbered(text, begin="", end="", separator=""):
+    """Return the same for texts that differ by a number."""
+
+    def of_length(length):
+        count = length // (len(text.format(100_000)) + len(separator))
+        return begin + separator.join(text.format(n) for n in range(count)) + end
+
+    return of_length
+
+
+def distribution(length):
+    count = length // 10
+    bounds, counts = ",".join(map(str, range(count))), ",".join("1" * (count + 1))
+    return f"5 labels= a=dist:sum:1|count:{count + 1}|lb:-Inf,{bounds}|bc:{counts}"
+
+
+def json_distribution(length):
+    bounds = list(range(length // 10))
+    metric = {"bounds": bounds, "bucket_counts": [1, *bounds], "sum": 1}
+    return json_with(json.dumps(metric))
+
+
+METRICS, TEXT = "5 labels= ", '5 labels= a="'
+LINES = {
+    "no metric": repeated("x"),
+    "a label without an equals sign": repeated("x", "5 labels="),
+    "equals signs in a label": repeated("=", "5 labels="),
+    "equals signs in a metric": repeated("=", METRICS),
+    "equals signs in a text": repeated("=", TEXT, '"'),
+    "labels": numbered("n{}=v", "5 labels=", separator=","),
+    "equal labels": repeated("a=b,", "5 labels="),
+    "metrics": numbered(" n{}=1", "5 labels="),
+    "equal metrics": repeated(" a=1", "5 labels="),
+    "texts": numbered(' n{}="v w"', "5 labels="),
+    "texts of quotes": numbered(' n{}=""""', "5 labels="),
+    "a text of quotes": repeated('"', TEXT, '"'),
+    "a text of quotes without end": repeated('"x', TEXT),
+    "a text of quotes before spaces": repeated('" ', TEXT),
+    "a text of quotes after spaces": repeated(' "x', TEXT, '"'),
+    "a text of spaces": repeated(" ", TEXT, '"'),
+    "a text of spaces without end": repeated(" ", TEXT),
+    "texts without end": numbered(' n{}="v', "5 labels="),
+    "backslashes in a text": repeated("\\", TEXT, '"'),
+    "halves of escapes": repeated("\\x2", TEXT, '"'),
+    "escapes": repeated("\\x20", TEXT, '"'),
+    "backslashes in a name": repeated("\\", METRICS, "=1"),
+    "backslashes in a label": repeated("\\", "5 labels=a="),
+    "backslashes in a map": repeated("\\", METRICS + "a=map:", ",k:1"),
+    "digits": repeated("1", METRICS + "a="),
+    "zeros": repeated("0", METRICS + "a="),
+    "decimals": repeated("1", METRICS + "a=0."),
+    "an exponent": repeated("1", METRICS + "a=1e"),
+    "digits of the timestamp": repeated("1", "", " labels="),
+    "digits of a count": repeated(
+        "1", METRICS + "a=dist:sum:1|count:", "|lb:-Inf,1|bc:1,0"
+    ),
+    "long numbers": numbered(f" n{{}}={'7' * 4_000}", "5 labels="),
+    "a map": numbered("k{}:1", METRICS + "a=map:code,", separator=","),
+    "a map of one key": repeated("k:1,", METRICS + "a=map:code,"),
+    "a map of colons": repeated(":", METRICS + "a=map:code,"),
+    "a map of commas": repeated(",", METRICS + "a=map:code"),
+    "a map of long numbers": numbered(
+        f"k{{}}:{'7' * 300}", METRICS + "a=map:code,", separator=","
+    ),
+    "a distribution": distribution,
+    "a distribution of commas": repeated(
+        ",", METRICS + "a=dist:sum:1|count:1|lb:-Inf,", "|bc:1"
+    ),
+    "bars": repeated("|", METRICS + "a=dist:sum:1"),
+    "counts of counts": repeated("|count:1", METRICS + "a=dist:sum:1"),
+}
+JSONS = {
+    "nothing": repeated(" "),
+    "nesting": repeated("["),
+    "nesting in an export": lambda length: json_with(repeated('{"a":[')(length)),
+    "nested and closed": lambda length: json_with("[" * length + "]" * length),
+    "digits": lambda length: json_with("1" * length),
+    "decimals": lambda length: json_with("0." + "1" * length),
+    "an exponent": lambda length: json_with("1e" + "1" * length),
+    "a text": lambda length: json_with(json.dumps("x" * length)),
+    "a text of escapes": lambda length: json_with(json.dumps('"\\\n\0' * (length // 8))),
+    "a text of surrogates": lambda length: json_with(json.dumps("\ud800" * (length // 6))),
+    "a text without end": lambda length: json_with('"' + "\\\\" * length),
+    "halves of escapes": lambda length: json_with('"' + "\\u00" * length + '"'),
+    "a map": numbered('"k{}":1', '{"a":{"map":"c","values":{', "}}}", ","),
+    "a map in an export": lambda length: json_with(
+        numbered('"k{}":1', '{"map":"c","values":{', "}}", ",")(length)
+    ),
+    "a map of one key": lambda length: json_with(
+        repeated('"k":1,', '{"map":"c","values":{', '"k":1}}')(length)
+    ),
+    "a distribution": json_distribution,
+    "an array": lambda length: json_with(repeated("1,", "[", "1]")(length)),
+    "metrics": numbered('"n{}":1', '{"metrics":{', "}}", ","),
+    "unknown fields": numbered('"n{}":1', "{", "}", ","),
+}
+
+
+def seconds(function, text):
+    begun = thread_time()
+    with suppress(ValueError):
+        function(text)
+    return thread_time() - begun
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_line_of_more_than_two_million_characters_is_refused(form):
+    read = READERS[form]
+    written = WRITERS[form](EventMetrics(1.0, 0.0, {}, {"text": ""}))
+    padding = "x" * (2**21 - len(written))
+    longest = written.replace('""', f'"{padding}"')
+    assert read(longest).metrics == {"text": padding}
+    with pytest.raises(ValueError, match="2,097,153 characters: at most 2,097,152"):
+        read(longest.replace("xx", "xxx", 1))
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        pytest.param(form, shape, id=f"{form}: {name}")
+        for form, shapes in (("line", LINES), ("json", JSONS))
+        for name, shape in shapes.items()
+    ],
+)
+def test_the_time_that_a_line_takes_grows_no_faster_than_its_length(form, shape):
+    read = READERS[form]
+    short, long = shape(LENGTH), shape(LENGTH * TIMES_LONGER)
+    took_short = took_long = math.inf
+    for _ in range(ROUNDS):
+        # What is refused at first sight takes less time than can be told from noise.
+        visible = seconds(list, short)
+        took_short = min(took_short, max(seconds(read, short), visible))
+        took_long = min(took_long, seconds(read, long))
+        if took_long < 2 * TIMES_LONGER * took_short:
+            return
+    pytest.fail(
+        f"{took_long / took_short:.1f} times as long for {TIMES_LONGER} times as much"
+    )
+
+
+# Texts, from the keeper through each output
+
+ODD_CHARACTERS = [
+    *map(chr, range(0x21)),
+    *map(chr, range(0x7F, 0xA1)),
+    *'"\\,=:{}#',
+    *"\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u2028\u2029",
+    *"\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069",
+    *"\ufeff\ufff9\uffff\U000e0001\U0010ffff",
+    # No high one before a low one: JSON would take them for the halves of a character.
+    *"\udc00\udfff\ud800\udbff",
+]
+ODD_TEXTS = [
+    *ODD_CHARACTERS,
+    "".join(ODD_CHARACTERS),
+    "\u202egnp.exe\u202c \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    '"} 1\nprobe_total{dst="forged"} 7\n# EOF',
+    "5 labels=dst=forged total=7\n6 labels=dst=forged total=8",
+    "x" * 100_000,
+    "".join(ODD_CHARACTERS) * 900,
+]
+MANY_KEYS = {f"key {number}": number for number in range(1_000)}
+
+
+def channel_of(items):
+    """Return a channel that has these, and then ends."""
+    send, receive = trio.open_memory_channel(math.inf)
+    for item in items:
+        send.send_nowait(item)
+    send.close()
+    return receive
+
+
+def exports_of(results, **options):
+    """Return what a keeper exports that is fed with `results`."""
+
+    async def main():
+        send, receive = trio.open_memory_channel(math.inf)
+        await make_keeper(**options).run(channel_of(results), send)
+        return [export async for export in receive]
+
+    return trio.run(main)
+
+
+@pytest.fixture(scope="module")
+def odd_exports():
+    endpoints = [Endpoint(text, labels={"note": text}) for text in ODD_TEXTS]
+    results = [
+        # The number keeps apart what Prometheus does not allow in names.
+        Result(
+            text, {f"{number}{text}": 1, "seen": Map("text", {text: 2}), "said": text[:200]}
+        )
+        for number, text in enumerate(ODD_TEXTS)
+    ]
+    many = Result(ODD_TEXTS[0], {"many": Map("key", MANY_KEYS)})
+    return exports_of(
+        [*results, many],
+        targets=lambda: endpoints,
+        additional_labels={"note": "@target.label.note@"},
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_each_export_is_one_line_that_is_read_back_equal_whatever_its_texts(
+    odd_exports, tmp_path, form
+):
+    assert len(odd_exports) == len(ODD_TEXTS)
+    path = tmp_path / "metrics.log"
+    await write_lines(channel_of(odd_exports), path, json=form == "json")
+    lines = path.read_bytes().decode().splitlines()
+    # splitlines ends a line at characters that only some take for an end, too.
+    assert lines == path.read_bytes().decode().split("\n")[:-1]
+    for export, line in zip(odd_exports, lines, strict=True):
+        read = READERS[form](line)
+        assert (read.labels, read.metrics) == (export.labels, export.metrics)
+
+
+def shown(text):
+    """Return `text` as Prometheus and OTLP have it: escaped, if it is not Unicode."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+async def page(exporter):
+    """Return the page that a scrape gets."""
+    async with (
+        trio.open_nursery() as nursery,
+        httpx2.AsyncClient(trust_env=False) as client,
+    ):
+        host, port = await nursery.start(exporter.serve, 0)
+        response = await client.get(f"http://{host}:{port}/metrics", timeout=60)
+        assert response.status_code == 200
+        nursery.cancel_scope.cancel()
+    return response.text
+
+
+async def scraped(exports):
+    """Return the samples of a scrape as a parser reads them: by name, then by labels."""
+    exporter = PrometheusExporter()
+    await exporter.run(channel_of(exports))
+    found = {}
+    for family in text_string_to_metric_families(await page(exporter)):
+        for sample in family.samples:
+            series = found.setdefault(sample.name, {})
+            labels = frozenset(sample.labels.items())
+            assert labels not in series
+            series[labels] = sample.value
+    return found
+
+
+async def test_a_scrape_can_be_parsed_and_has_all_texts(odd_exports, caplog):
+    found = await scraped(odd_exports)
+    assert len(found) == len(ODD_TEXTS) + len(["seen", "said", "many", "last export"])
+    assert sum(len(series) for name, series in found.items() if name[6].isdigit()) == len(
+        ODD_TEXTS
+    )
+    for text in ODD_TEXTS:
+        labels = {"ptype": "http", "probe": "homepage", "dst": shown(text)}
+        labels["note"] = shown(text)
+        seen = frozenset((labels | {"text": shown(text)}).items())
+        assert found["probe_seen_total"][seen] == 2
+        said = frozenset((labels | {"said": shown(text[:200])}).items())
+        assert found["probe_said_info"][said] == 1
+    many = {dict(labels)["key"]: n for labels, n in found["probe_many_total"].items()}
+    assert many == MANY_KEYS
+    assert not caplog.messages
+
+
+def sent(exports):
+    """Return the metrics of a request as a parser reads them, by name."""
+    request, families = Request({}), Families("probe_")
+    for export in exports:
+        for _ in request.add(export, families, now=0.0):
+            pass
+    message = ExportMetricsServiceRequest.FromString(request.serialize())
+    [of_resource] = message.resource_metrics
+    [of_scope] = of_resource.scope_metrics
+    return {metric.name: metric for metric in of_scope.metrics}
+
+
+def points(metric, attribute):
+    return {
+        each.value.string_value: point
+        for point in (metric.sum.data_points or metric.gauge.data_points)
+        for each in point.attributes
+        if each.key == attribute
+    }
+
+
+async def test_a_request_can_be_parsed_and_has_all_texts(odd_exports, caplog):
+    metrics = sent(odd_exports)
+    assert len(metrics) == len(ODD_TEXTS) + len(["seen", "said", "many"])
+    texts = set(map(shown, ODD_TEXTS))
+    seen = metrics["probe_seen"]
+    for attribute in "dst", "note", "text":
+        assert points(seen, attribute).keys() == texts
+    assert {point.as_int for point in points(seen, "text").values()} == {2}
+    said = points(metrics["probe_said_info"], "said")
+    assert said.keys() == {shown(text[:200]) for text in ODD_TEXTS}
+    many = points(metrics["probe_many"], "key")
+    assert {key: point.as_int for key, point in many.items()} == MANY_KEYS
+    assert not caplog.messages
+
+
+# Whole numbers, from the keeper through each output
+
+WHOLE = [2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, 10**308]
+
+
+@pytest.fixture(scope="module")
+def whole_exports():
+    def results(number):
+        for part in (number - 1, 1):
+            yield Result(
+                str(number),
+                {
+                    "size": part,
+                    "code": Map("code", {"200": part}),
+                    "free": Gauge(-number),
+                    "time": Distribution([1], [part, 0], 0),
+                },
+            )
+
+    return exports_of(
+        [result for number in WHOLE for result in results(number)],
+        targets=[str(number) for number in WHOLE],
+    )
+
+
+def test_whole_numbers_add_up_exactly(whole_exports):
+    assert [export.metrics for export in whole_exports] == [
+        {
+            "size": number,
+            "code": Map("code", {"200": number}),
+            "free": Gauge(-number),
+            "time": Distribution([1], [number, 0], 0),
+        }
+        for number in WHOLE
+    ]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_whole_numbers_are_exact_in_lines(whole_exports, form):
+    for export in whole_exports:
+        read = READERS[form](WRITERS[form](export)).metrics
+        free = Gauge(read["free"]) if form == "line" else read["free"]
+        assert repr({**read, "free": free}) == repr(dict(export.metrics))
+
+
+async def test_whole_numbers_are_exact_on_the_page(whole_exports):
+    found = await scraped(whole_exports)
+    for name, sign in {
+        "probe_size_total": 1,
+        "probe_code_total": 1,
+        "probe_free": -1,
+        "probe_time_count": 1,
+    }.items():
+        assert {dict(labels)["dst"]: value for labels, value in found[name].items()} == {
+            str(number): sign * number for number in WHOLE
+        }
+
+
+def test_whole_numbers_are_exact_in_requests_up_to_64_bits_and_floats_beyond(whole_exports):
+    metrics = sent(whole_exports)
+    for name, sign in {"probe_size": 1, "probe_code": 1, "probe_free": -1}.items():
+        of_target = points(metrics[name], "dst")
+        for number in WHOLE:
+            point, value = of_target[str(number)], sign * number
+            if -(2**63) <= value < 2**63:
+                assert point.as_int == value
+            else:
+                assert point.as_double == float(value)
+    counts = [point.count for point in metrics["probe_time"].histogram.data_points]
+    assert counts == [number for number in WHOLE if number < 2**64]
+
+
+@pytest.mark.parametrize("value", [10**400, int(LARGEST) + 1, -(10**400)])
+@pytest.mark.parametrize(
+    "make",
+    [Gauge, lambda n: Map("code", {"200": n}), lambda n: Distribution([1], [n, 0], 0)],
+)
+def test_no_value_is_made_of_a_whole_number_beyond_the_largest_float(make, value):
+    with pytest.raises(ValueError, match=r"beyond the largest float|expected a finite"):
+        make(value)
+
+
+OVERFULL = Distribution([1], [10**308, 10**308], 0)
+
+
+def test_no_count_of_a_distribution_grows_beyond_the_largest_float():
+    for export in exports_of([Result("a", {"time": OVERFULL}), one("a")]):
+        for value in export.metrics.values():
+            assert (value.count if isinstance(value, Distribution) else value) <= LARGEST
+
+
+def test_what_is_exported_of_a_full_bucket_can_be_read_back():
+    full = Result("a", {"time": Distribution([1], [int(LARGEST), 0], 0)})
+    for export in exports_of([full, Result("a", {"time": 0})]):
+        assert from_json(to_json(export)) == export
+        assert EventMetrics.parse(str(export)).metrics == export.metrics
+
+
+# Exports that no keeper makes, but that a program may read from a file
+
+BEYOND = {
+    "a number": EventMetrics(5, 0, {"dst": "a"}, {"size": 10**400}),
+    "a timestamp": EventMetrics(10**400, 0, {"dst": "a"}, {"size": 1}),
+    "no timestamp": EventMetrics(math.nan, 0, {"dst": "a"}, {"size": 1}),
+    "an interval": EventMetrics(5, 0, {"dst": "a"}, {"size": 1}, 1.0, 10**400),
+    "a count": EventMetrics(5, 0, {"dst": "a"}, {"size": OVERFULL}),
+}
+beyond = pytest.mark.parametrize(
+    "export", [pytest.param(export, id=name) for name, export in BEYOND.items()]
+)
+OTHER = EventMetrics(5, 0, {"ptype": "http", "dst": "b"}, {"total": 1})
+
+
+@beyond
+async def test_an_export_beyond_all_floats_does_not_keep_others_from_the_page(export):
+    found = await scraped([export, OTHER])
+    assert list(found["probe_total"].values()) == [1]
+    assert all(math.isfinite(n) for series in found.values() for n in series.values())
+
+
+@beyond
+async def test_an_export_beyond_all_floats_does_not_keep_others_from_a_request(export):
+    assert sent([export, OTHER])["probe_total"].sum.data_points[0].as_int == 1
+
+
+@beyond
+async def test_an_export_beyond_all_floats_does_not_keep_others_from_the_fan_out(export):
+    send, receive = trio.open_memory_channel[EventMetrics](math.inf)
+    await fan_out(channel_of([export, OTHER]), send)
+    assert [each async for each in receive] == [export, OTHER]
+
+
+# Results that fight back
+
+
+def fight(*_):
+    raise OSError("do not touch")
+
+
+OPERATORS = (
+    "__add__ __radd__ __sub__ __neg__ __pos__ __abs__ __mul__ __round__ "
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __hash__ __bool__ __int__ __float__ "
+    "__repr__ __str__ __format__ __len__ __iter__ __contains__ __getitem__"
+)
+Whole, Real, Text = (
+    type(f"Evil{kind.__name__}", (kind,), dict.fromkeys(OPERATORS.split(), fight))
+    for kind in (int, float, str)
+)
+
+
+class Hidden(str):
+    """A name that no dict finds, but for the one that it is first put into."""
+
+    __slots__ = ("hashed",)
+
+    def __hash__(self):
+        if hasattr(self, "hashed"):
+            raise OSError("do not look for me")
+        self.hashed = True
+        return super().__hash__()
+
+
+class Elusive(str):
+    """A name that dicts find only from the fifth time on."""
+
+    __slots__ = ("times",)
+
+    def __hash__(self):
+        self.times = getattr(self, "times", 0) + 1
+        return super().__hash__() + (self.times <= 4)
+
+
+class OtherText(str):
+    """A text that claims to be another."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return other == "another"
+
+    def __hash__(self):
+        return hash("another")
+
+
+class NeverTold(Exception):
+    __repr__ = __str__ = fight
+
+
+class TextThatIsNone(str):
+    __slots__ = ()
+    __str__ = __format__ = fight
+
+
+class FalselyTold(Exception):
+    def __repr__(self):
+        return TextThatIsNone("told")
+
+
+class NamelessType(type):
+    __name__ = property(fight)
+
+
+class Nameless(Exception, metaclass=NamelessType):
+    __repr__ = fight
+
+
+class Lying(dict):
+    """A dict that tells something else each time."""
+
+    def __init__(self, *told):
+        super().__init__(told[0])
+        self.told = list(told)
+
+    def items(self):
+        return self.told.pop(0).items()
+
+
+class Breaking(dict):
+    error = OSError("broken")
+
+    def items(self):
+        yield from super().items()
+        raise self.error
+
+
+class FalselyBreaking(Breaking):
+    error = FalselyTold()
+
+
+class NoPairs(dict):
+    def items(self):
+        return [("total", 1), ("served",)]
+
+
+class NoItems(dict):
+    items = None
+
+
+class Raising:
+    """A result of which a part raises this."""
+
+    def __init__(self, part, error):
+        self.part, self.error = part, error
+
+    @property
+    def target(self):
+        if self.part == "target":
+            raise self.error
+        return "a"
+
+    def metrics(self):
+        if self.part == "metrics":
+            raise self.error
+        return {"total": 1}
+
+
+RAISED = {
+    "OSError": OSError("again"),
+    "RecursionError": RecursionError(),
+    "MemoryError": MemoryError(),
+    "StopIteration": StopIteration(),
+    "a group": ExceptionGroup("two", [OSError(), ExceptionGroup("one", [KeyError()])]),
+    "UnicodeError": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "\ud800\n"),
+    "WouldBlock": trio.WouldBlock(),
+    "EndOfChannel": trio.EndOfChannel(),
+    "BrokenResourceError": trio.BrokenResourceError(),
+    "what has no repr": NeverTold(),
+    "what has a false repr": FalselyTold(),
+    "what has no class name": Nameless(),
+}
+
+BEFORE = {
+    "total": 1,
+    "sent": 5,
+    "lost": 2,
+    "served": 3,
+    "version": "v1",
+    "free": Gauge(7),
+    "code": Map("code", {"200": 1}),
+    "time": Distribution([1, 2], [1, 0, 0], 0.5),
+}
+OVERLAID = Distribution([1, 2], [3, 4, 5], 6)
+
+
+def bad_results():
+    """Return results, by what is bad with them, and for what reason each is rejected."""
+    raising = {
+        f"{part} raises {name}": Raising(part, error)
+        for part in ("target", "metrics")
+        for name, error in RAISED.items()
+    }
+    targets = {
+        f"the target {target!r}": Result(target, {"total": 1})
+        for target in (None, b"a", 5, ["a"], Endpoint("a"))
+    }
+    metrics = {
+        "nothing": None,
+        "a number": 5,
+        "a text": "total",
+        "pairs": [("total", 1)],
+        "an iterator": iter({"total": 1}),
+        "a class": dict,
+        "a dict that breaks": Breaking(total=1, served=1),
+        "a dict that breaks after a new name": Breaking(total=1, new=1),
+        "a dict that breaks with a false repr": FalselyBreaking(total=1),
+        "a dict without pairs": NoPairs(total=1),
+        "a dict without items": NoItems(total=1),
+        "a dict that forgets": Lying({"total": 1, "new": 1}, {"newer": 1}),
+        "a name that is not found": {"total": 1, Hidden("served"): 1},
+        "a new name that is not found": {"total": 1, Hidden("new"): 1},
+        "a map without contents": {"total": 1, "new": Map.__new__(Map)},
+        "a distribution without contents": {
+            "total": 1,
+            "time": Distribution.__new__(Distribution),
+        },
+    }
+    by_reason = {
+        "error": raising
+        | targets
+        | {what: Result("a", told) for what, told in metrics.items()},
+        "kind": {
+            "a dict that changes a kind": Result(
+                "a", Lying({"total": 1, "new": 1}, {"new": Gauge(1)})
+            ),
+            "an evil number for a text": Result("a", {"version": Whole(1)}),
+            "an evil text for a number": Result("a", {"total": Text("1")}),
+        },
+        "negative": {"an evil negative number": Result("a", {"total": Whole(-1)})},
+        "not-finite": {"an evil number that is none": Result("a", {"total": Real("nan")})},
+    }
+    return {
+        what: (result, reason)
+        for reason, results in by_reason.items()
+        for what, result in results.items()
+    }
+
+
+@pytest.mark.parametrize("what", bad_results())
+async def test_a_result_that_fights_back_is_rejected_and_moves_nothing(
+    autojump_clock, caplog, what
+):
+    bad, reason = bad_results()[what]
+    keeper = make_keeper(["a", "b"])
+    async with running(keeper) as run:
+        run.send(Result("a", BEFORE), bad, one("b"))
+        await trio.sleep(1.5)
+        run.send(one("a"))
+        await trio.sleep(1)
+        exported = [export.metrics for export in run.received()]
+    assert exported == [BEFORE, {"total": 1}, BEFORE | {"total": 2}, {"total": 1}]
+    statistics = keeper.statistics()
+    assert (statistics.folded, statistics.rejected) == (3, {reason: 1})
+    assert statistics.targets_held == 2
+    assert [f"({reason}: 1)" in message for message in caplog.messages] == [True]
+
+
+async def test_a_name_that_hides_from_dicts_changes_no_metric_but_its_own(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        run.send(Result("a", BEFORE), Result("a", {Elusive("total"): OVERLAID}))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics == BEFORE
+    assert keeper.statistics().rejected.keys() <= {"kind", "error"}
+    assert keeper.statistics().folded == 1
+
+
+async def test_all_that_fight_back_are_counted_by_reason_and_the_others_all_added(
+    autojump_clock,
+):
+    keeper = make_keeper()
+    expected = {}
+    async with running(keeper) as run:
+        for bad, reason in bad_results().values():
+            run.send(Result("a", BEFORE), bad)
+            expected[reason] = expected.get(reason, 0) + 1
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    count = len(bad_results())
+    assert (keeper.statistics().folded, keeper.statistics().rejected) == (count, expected)
+    assert export.metrics == BEFORE | {
+        "total": count,
+        "sent": 5 * count,
+        "lost": 2 * count,
+        "served": 3 * count,
+        "code": Map("code", {"200": count}),
+        "time": Distribution([1, 2], [count, 0, 0], count / 2),
+    }
+
+
+async def test_a_result_that_is_another_each_time_counts_as_what_it_is_each_time(
+    autojump_clock,
+):
+    told = iter(
+        [{"total": 1}, {"total": "1"}, None, {"total": 2, "new": {}}, {"total": -1}, {}]
+    )
+
+    class Fickle:
+        target = "a"
+
+        def metrics(self):
+            return next(told)
+
+    fickle = Fickle()
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        # One more than it can tell.
+        run.send(*[fickle] * 7, one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics == {"total": 2}
+    assert keeper.statistics().folded == 3
+    assert keeper.statistics().rejected == {"kind": 1, "error": 2, "type": 1, "negative": 1}
+
+
+@pytest.mark.parametrize("kind", [Text, OtherText, Elusive])
+async def test_a_target_is_the_text_that_it_holds(autojump_clock, kind):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        run.send(one("a"), one(kind("a")), one("a"))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert export.metrics == {"total": 3}
+    assert type(export.labels["dst"]) is str
+
+
+async def test_numbers_and_texts_count_as_what_they_hold_though_they_fight_back(
+    autojump_clock,
+):
+    keeper = make_keeper(distributions={"latency": [1, 2]})
+    metrics = {
+        "total": Whole(2),
+        "seconds": Real(1.5),
+        "version": Text("v1"),
+        "free": Gauge(Whole(-3)),
+        "code": Map("code", {"200": Whole(2)}),
+        "time": Distribution([Real(1), Whole(2)], [Whole(1), 0, Whole(3)], Real(9)),
+        "latency": Real(1.5),
+    }
+    async with running(keeper) as run:
+        run.send(Result("a", metrics), Result("a", metrics))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    assert repr(dict(export.metrics)) == repr(
+        {
+            "total": 4,
+            "seconds": 3.0,
+            "version": "v1",
+            "free": Gauge(-3),
+            "code": Map("code", {"200": 4}),
+            "time": Distribution([1, 2], [2, 0, 6], 18),
+            "latency": Distribution([1, 2], [0, 2, 0], 3),
+        }
+    )
+    assert keeper.statistics().rejected == {}
+
+
+# More of everything than there should be
+
+
+async def test_of_very_many_targets_that_were_never_listed_the_rest_is_counted(
+    autojump_clock,
+):
+    keeper = make_keeper(max_unlisted=1_000)
+    async with running(keeper, buffer=100) as run:
+        for number in range(100_000):
+            await run.results.send(one(f"target {number}"))
+        await run.results.send(one("a"))
+        await trio.sleep(1.5)
+        assert [export.labels["dst"] for export in run.received()] == ["a"]
+    statistics = keeper.statistics()
+    assert statistics.targets_held == statistics.folded == 1_001
+    assert statistics.rejected == {"unlisted": 99_000}
+
+
+async def test_targets_that_are_not_held_take_no_memory(autojump_clock):
+    taken = []
+    tracemalloc.start()
+    try:
+        async with running(make_keeper(max_unlisted=1_000), buffer=100) as run:
+            for block in range(4):
+                taken.append(tracemalloc.get_traced_memory()[0])
+                for number in range(2_000):
+                    await run.results.send(one(f"target {block} {number}"))
+    finally:
+        tracemalloc.stop()
+    before, full, *_, after = taken
+    assert after - full < (full - before) / 2
+
+
+async def test_a_map_that_grows_by_a_key_each_time_stops_at_the_limit(autojump_clock):
+    keeper = make_keeper(max_map_keys=200)
+    async with running(keeper) as run:
+        for number in range(300):
+            counts = {f"key {number}": 1, "every time": 1}
+            run.send(Result("a", {"seen": Map("key", counts)}))
+        run.send(Result("a", {"seen": Map("key", {"key 7": 1})}))
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    counts = {f"key {number}": 1 for number in range(199)}
+    assert export.metrics["seen"].values == counts | {"key 7": 2, "every time": 199}
+    assert keeper.statistics().rejected == {"map-keys": 101}
+    assert keeper.statistics().folded == 200

@@ -101,6 +101,23 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session
+def corners(session: nox.Session) -> None:
+    """Run the tests in random order in Python's development mode, and always collecting."""
+    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install(".[otlp,prometheus]", "pytest-randomly", *groups)
+    pytest = ("pytest", "--ignore=tests/integration", "--numprocesses=2", "--quiet")
+    session.run(*pytest, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
+    session.run(*pytest, "-p", "always_collecting", env={"PYTHONPATH": "tests"})
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Feed a keeper ten million results with all outputs attached; about ten minutes."""
+    session.install(".[otlp,prometheus]")
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
 @nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
     """Measure the keeper and its peers on the same work; about five minutes."""

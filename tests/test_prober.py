@@ -908,6 +908,11 @@ class AsyncCallable:
         await well(endpoint)
 
 
+def test_what_is_no_probe_is_refused_and_quoted():
+    with pytest.raises(TypeError, match="of an endpoint, got 7; for further arguments"):
+        make_prober(7)
+
+
 @pytest.mark.parametrize("probe", [print, None, lambda _: well(A), AsyncCallable])
 def test_a_probe_that_is_not_async_is_refused(probe):
     with pytest.raises(TypeError, match="probe must be an async function"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterable
 
 import pytest
 from helpers import Result
@@ -27,14 +28,18 @@ def make_totals(*listed: str) -> Totals:
         max_unlisted=100,
         max_map_keys=100,
     )
-    made.relist([Endpoint(name) for name in listed], now=0.0)
-    while made.relist_step():
-        pass
+    relist(made, listed, now=0.0)
     return made
 
 
-def fold(totals: Totals, result: Result) -> None:
-    assert totals.fold(result, now=0.0, timestamp=lambda: 0.0) is None
+def relist(totals: Totals, listed: Iterable[str], now: float) -> None:
+    totals.relist([Endpoint(name) for name in listed], now)
+    while totals.relist_step():
+        pass
+
+
+def fold(totals: Totals, result: Result, now: float = 0.0) -> None:
+    assert totals.fold(result, now, timestamp=lambda: 0.0) is None
 
 
 def test_targets_with_the_same_metrics_share_a_schema():
@@ -161,6 +166,28 @@ def test_a_row_holds_no_more_than_its_numbers():
     fold(totals, Result("a", {"total": 1, "latency": 1, "code": code, "queue": Gauge(1)}))
     # One sum; the samples' sum and three buckets; two keys; the newest and its time.
     assert len(totals.row("a")) == _FIRST_NUMBER + 1 + 4 + 2 + 2
+
+
+def test_what_left_the_list_expires_though_what_was_never_listed_does_not_yet():
+    totals = make_totals("a", "b")
+    for name in "ab":
+        fold(totals, Result(name, {"total": 1}))
+    relist(totals, [], now=1.0)
+    fold(totals, Result("x", {"total": 1}), now=9.0)
+    relist(totals, [], now=10.0)
+    assert totals.expired == 2
+    assert [totals.row(name) is not None for name in "abx"] == [False, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 499, 500, 501, 1_200])
+def test_a_list_that_is_the_one_before_is_not_built_anew(count):
+    names = [f"target {i}" for i in range(count)]
+    totals = make_totals(*names)
+    listed = totals.listed
+    relist(totals, names, now=1.0)
+    assert totals.listed is listed
+    relist(totals, [*names[:-1], "another"], now=2.0)
+    assert list(totals.listed) == [*names[:-1], "another"]
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, False, -0.0])

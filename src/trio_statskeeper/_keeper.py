@@ -37,7 +37,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from time import perf_counter
 from types import MappingProxyType
 from typing import final
@@ -269,11 +269,14 @@ class StatsKeeper:
                             self._sweep(results)
                 except trio.Cancelled:
                     if self.flush_timeout > 0:
-                        with (
-                            trio.move_on_after(self.flush_timeout, shield=True),
-                            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+                        with trio.move_on_after(  # noqa: ASYNC912  # a pass has some
+                            self.flush_timeout, shield=True
                         ):
-                            await self._pass(exports)
+                            try:
+                                await self._pass(exports)
+                            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                                if _is_open(exports):
+                                    raise  # a label's function raised it
                     raise
         finally:
             progress.ran_before = self._now()
@@ -330,21 +333,23 @@ class StatsKeeper:
         self, results: trio.MemoryReceiveChannel[ProbeResult], ended: trio.Event
     ) -> None:
         progress = self._progress
-        with suppress(trio.EndOfChannel):
-            while True:
+        while True:
+            try:
                 progress.in_hand = await results.receive()
-                now = self._now()
-                pause_at = perf_counter() + _FOLDING_STEP
-                with suppress(trio.WouldBlock):
-                    while progress.in_hand is not None:
-                        progress.in_hand = self._totals.fold(
-                            progress.in_hand, now, self._timestamp
-                        )
-                        if progress.in_hand is not None:
-                            self._totals.relist_step()
-                            await trio.lowlevel.checkpoint()
-                        elif perf_counter() < pause_at:
-                            progress.in_hand = results.receive_nowait()
+            except trio.EndOfChannel:
+                break
+            now = self._now()
+            pause_at = perf_counter() + _FOLDING_STEP
+            while progress.in_hand is not None:
+                progress.in_hand = self._totals.fold(progress.in_hand, now, self._timestamp)
+                if progress.in_hand is not None:
+                    self._totals.relist_step()
+                    await trio.lowlevel.checkpoint()
+                elif perf_counter() < pause_at:
+                    try:
+                        progress.in_hand = results.receive_nowait()
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        break
         ended.set()
 
     async def _export_at_ticks(
@@ -414,19 +419,34 @@ class StatsKeeper:
 
     def _sweep(self, results: trio.MemoryReceiveChannel[ProbeResult]) -> None:
         """Fold in what senders have left, with no checkpoint for others to come between."""
-        progress = self._progress
         try:
             while self._totals.relist_step():
                 pass
         finally:
-            now = self._now()
-            with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                while True:
-                    result, progress.in_hand = progress.in_hand, None
-                    if result is None:
-                        result = results.receive_nowait()
-                    # No call of `clock`, for that may raise.
-                    self._totals.fold(result, now, lambda: progress.timestamp)
+            self._fold_the_rest(results)
+
+    def _fold_the_rest(self, results: trio.MemoryReceiveChannel[ProbeResult]) -> None:
+        progress = self._progress
+        now = self._now()
+        raised: BaseException | None = None
+        while True:
+            result, progress.in_hand = progress.in_hand, None
+            if result is None:
+                try:
+                    result = results.receive_nowait()
+                except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                    break
+            try:
+                # No call of `clock`, for that may raise.
+                self._totals.fold(result, now, lambda: progress.timestamp)
+            except BaseException as error:  # noqa: ASYNC103, BLE001  # raised below
+                # A SystemExit, say, that a result raised: the others are to count.
+                raised = raised or error
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised  # else it would refer to itself, by its traceback
 
     # What is exported
 
@@ -486,6 +506,15 @@ class StatsKeeper:
             raise ValueError(f"clock must return finite seconds, got {timestamp!r}")
         self._progress.timestamp = max(self._progress.timestamp, timestamp)
         return self._progress.timestamp
+
+
+def _is_open(exports: trio.MemorySendChannel[EventMetrics]) -> bool:
+    """Return whether both ends are open."""
+    try:
+        exports.clone().close()
+    except trio.ClosedResourceError:
+        return False
+    return exports.statistics().open_receive_channels > 0
 
 
 @asynccontextmanager

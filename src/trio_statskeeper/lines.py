@@ -123,7 +123,7 @@ async def _in_thread(function: Callable[[*_Args], None], *args: *_Args) -> None:
 
 def _print(text: str) -> None:
     with _named("standard output"):
-        if sys.stdout is None:
+        if sys.stdout is None or sys.stdout.closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # A character that it can't encode is written as `EventMetrics.parse` reads it.
         encoding = sys.stdout.encoding or "utf-8"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import nox
@@ -124,6 +126,70 @@ def benchmarks(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(PYPROJECT, "benchmarks")
     session.install(".[otlp,prometheus]", *groups)
     session.run("python", "benchmarks", *session.posargs)
+
+
+# The share of the mutants that the tests must kill.
+KILLED = 0.95
+
+# What mutmut says of a mutant that no test noticed.
+SURVIVED = {"survived", "no tests"}
+
+
+def lift_decorators(source: str) -> str:
+    """Apply decorators after their functions: mutmut leaves out what is decorated."""
+    lines = source.splitlines(keepends=True)
+    functions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for function in sorted(functions, key=lambda function: -function.lineno):
+        decorators = [ast.unparse(decorator) for decorator in function.decorator_list]
+        if decorators and decorators != ["classmethod"]:
+            name = decorated = function.name
+            for decorator in reversed(decorators):
+                decorated = f"{decorator}({decorated})"
+            indent = " " * function.col_offset
+            # Trio takes note of code, and mutmut's wrappers share theirs.
+            own_code = f"{indent}{name}.__code__ = {name}.__code__.replace()\n"
+            assert function.end_lineno
+            lines.insert(function.end_lineno, f"{own_code}{indent}{name} = {decorated}\n")
+            del lines[function.decorator_list[0].lineno - 1 : function.lineno - 1]
+    return "".join(lines)
+
+
+@nox.session(default=False, python=PYTHONS[0])
+def mutation(session: nox.Session) -> None:
+    """Break the core in small ways, and check that the tests notice; docs/mutation.md."""
+    session.install(".", *nox.project.dependency_groups(PYPROJECT, "tests", "mutation"))
+    copy = Path(session.create_tmp(), "mutation").resolve()
+    shutil.rmtree(copy, ignore_errors=True)
+    for directory in ("src", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(directory, copy / directory, ignore=ignored)
+    shutil.copy("pyproject.toml", copy)
+    for module in PYPROJECT["tool"]["mutmut"]["only_mutate"]:
+        path = copy / module
+        path.write_text(lift_decorators(path.read_text()))
+    with session.chdir(copy):
+        # The order of the tests of a mutant is that of a set.
+        session.run("mutmut", "run", *session.posargs, env={"PYTHONHASHSEED": "0"})
+        results = session.run("mutmut", "results", "--all=true", silent=True)
+        fates = dict(re.findall(r"^ +(\S+): (.+)$", str(results), re.MULTILINE))
+        if not session.posargs and "not checked" in fates.values():
+            session.error("mutmut was interrupted")
+        fates = {name: fate for name, fate in fates.items() if fate != "not checked"}
+        survivors = [mutant for mutant, fate in fates.items() if fate in SURVIVED]
+        for mutant in survivors:
+            session.run("mutmut", "show", mutant)
+    modules = Counter(mutant.split(".")[1] for mutant in fates)
+    survived = Counter(mutant.split(".")[1] for mutant in survivors)
+    for module, count in modules.items():
+        session.log(f"{module}: {count} mutants, {survived[module]} survived")
+    share = 1 - len(survivors) / len(fates)
+    session.log(f"all: {len(fates)} mutants, {len(survivors)} survived, {share:.1%} killed")
+    if share < KILLED:
+        session.error(f"less than {KILLED:.0%} of the mutants were killed")
 
 
 @nox.session

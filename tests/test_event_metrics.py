@@ -379,3 +379,14 @@ def test_a_megabyte_of_anything_is_read_or_refused_and_hangs_nothing(begin, repe
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_the_end_of_the_line_may_come_with_it(end):
     assert EventMetrics.parse(f"1 labels= sent=62{end}").metrics == {"sent": 62}
+
+
+def test_a_line_is_read_up_to_a_length():
+    head = "0 labels= text="
+    longest = head + '"' + "x" * (2**21 - len(head) - 2) + '"'
+    assert len(EventMetrics.parse(longest).metrics["text"]) == 2**21 - len(head) - 2
+    with pytest.raises(ValueError) as caught:
+        EventMetrics.parse(f"{longest}\n")
+    assert str(caught.value) == (
+        "a line of 2,097,153 characters: at most 2,097,152 are read"
+    )

@@ -160,10 +160,10 @@ class _Sum:
     zero = (0,)
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        number = value if type(value) is int or type(value) is float else _number(value)
-        if not 0 <= number <= MAX_NUMBER:
-            if number < 0:
-                raise _Rejected("negative", f"a counter can't go down by {quote(value)}")
+        number = _number(value)
+        if number < 0:
+            raise _Rejected("negative", f"a counter can't go down by {quote(value)}")
+        if not number <= MAX_NUMBER:
             raise _Rejected("not-finite", f"a counter can't grow by {quote(value)}")
         total = row[at] + number
         if total > MAX_NUMBER:

@@ -341,7 +341,9 @@ class StatsKeeper:
             now = self._now()
             pause_at = perf_counter() + _FOLDING_STEP
             while progress.in_hand is not None:
-                progress.in_hand = self._totals.fold(progress.in_hand, now, self._timestamp)
+                progress.in_hand = self._totals.fold(
+                    progress.in_hand, now, self._start_timestamp
+                )
                 if progress.in_hand is not None:
                     self._totals.relist_step()
                     await trio.lowlevel.checkpoint()
@@ -438,7 +440,7 @@ class StatsKeeper:
                     break
             try:
                 # No call of `clock`, for that may raise.
-                self._totals.fold(result, now, lambda: progress.timestamp)
+                self._totals.fold(result, now, self._latest_start_timestamp)
             except BaseException as error:  # noqa: ASYNC103, BLE001  # raised below
                 # A SystemExit, say, that a result raised: the others are to count.
                 raised = raised or error
@@ -499,6 +501,19 @@ class StatsKeeper:
         if progress.run_since is None:
             return progress.ran_before
         return progress.ran_before + (trio.current_time() - progress.run_since)
+
+    def _start_timestamp(self) -> float:
+        """Return when the totals of a new target begin."""
+        self._timestamp()
+        return self._latest_start_timestamp()
+
+    def _latest_start_timestamp(self) -> float:
+        progress = self._progress
+        # The clock may have stepped back, and the target may have been here before: what
+        # begins at zero again must tell by a later start.
+        if progress.timestamp <= self._totals.latest_start_expired:
+            progress.timestamp = math.nextafter(progress.timestamp, math.inf)
+        return progress.timestamp
 
     def _timestamp(self) -> float:
         timestamp = self.clock()

@@ -348,6 +348,8 @@ class Totals:
     newest_rejection: str = ""
     duplicates: int = 0
     expired: int = 0
+    latest_start_expired: float = -math.inf
+    """The latest start timestamp of all targets that expired."""
     listed: dict[str, Endpoint] = attrs.field(factory=dict[str, Endpoint])
     """The targets listed last, by key, in their order."""
 
@@ -652,5 +654,6 @@ class Totals:
 
     def _expire(self, key: str, unlisted: OrderedDict[str, float]) -> None:
         del unlisted[key]
-        del self._rows[key]
+        start = start_timestamp(self._rows.pop(key))
+        self.latest_start_expired = max(self.latest_start_expired, start)
         self.expired += 1

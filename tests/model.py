@@ -1,0 +1,410 @@
+"""The keeper as its rules tell it, plain and slow: it adds up anew what it was ever given.
+
+Nothing here is steps or tasks. `Model.settle` brings it to where nothing more can happen
+until the clock, the consumer or a producer moves.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from trio_statskeeper import Distribution, Gauge, Map, Value
+
+LARGEST = sys.float_info.max
+
+# What an export tells, for comparison: 1 and 1.0 differ, and so does another order.
+Seen: TypeAlias = tuple[float, float, list[tuple[str, str]], list[tuple[str, str]]]
+
+
+def seen(
+    timestamp: float, start: float, labels: Mapping[str, str], metrics: Mapping[str, Value]
+) -> Seen:
+    shown = [(name, repr(value)) for name, value in metrics.items()]
+    # A start may be later by as little as floats allow, to be told from the one before.
+    return round(timestamp, 3), round(start, 3), list(labels.items()), shown
+
+
+# What values come to, all together
+
+
+class Refused(Exception):
+    """The last of the values can't be added, for this reason."""
+
+
+def added(values: Iterable[Any]) -> float:
+    total = 0
+    for value in values:
+        if not isinstance(value, int | float):
+            raise Refused("kind")
+        if value < 0:
+            raise Refused("negative")
+        if not value <= LARGEST:
+            raise Refused("not-finite")
+        total += value
+        if total > LARGEST:
+            raise Refused("overflow")
+    return total
+
+
+def observed(bounds: Sequence[float], values: Iterable[Any]) -> Distribution:
+    counts = [0] * (len(bounds) + 1)
+    total = 0.0
+    for value in values:
+        if isinstance(value, Distribution):
+            if list(value.bounds) != list(bounds):
+                raise Refused("bounds")
+            total += value.sum
+            counts = [a + b for a, b in zip(counts, value.bucket_counts, strict=True)]
+        elif isinstance(value, int | float):
+            if not -LARGEST <= value <= LARGEST:
+                raise Refused("not-finite")
+            total += value
+            counts[sum(bound < value for bound in bounds)] += 1
+        else:
+            raise Refused("kind")
+        if not -LARGEST <= total <= LARGEST or sum(counts) > LARGEST:
+            raise Refused("overflow")
+    return Distribution(bounds, counts, total)
+
+
+def counted(names_taken: Iterable[str], max_keys: int, values: Sequence[Any]) -> Map:
+    name = values[0].name
+    if name in names_taken:
+        raise Refused("map-name")
+    counts: dict[str, float] = {}
+    for value in values:
+        if not isinstance(value, Map):
+            raise Refused("kind")
+        if value.name != name:
+            raise Refused("map-name")
+        for key, count in value.values.items():
+            counts[key] = counts.get(key, 0) + count
+            if counts[key] > LARGEST:
+                raise Refused("overflow")
+        if len(counts) > max_keys:
+            raise Refused("map-keys")
+    return Map(name, {key: counts[key] for key in sorted(counts)})
+
+
+def newest(values: Sequence[Any]) -> Value:
+    if type(values[-1]) is not type(values[0]):
+        raise Refused("kind")
+    return values[-1]
+
+
+@attrs.define
+class Held:
+    """What is held of one target."""
+
+    start: float
+    last_listed: float
+    """By running time; if it never was, when its first result came."""
+    was_listed: bool
+    results: list[tuple[float, Mapping[str, Value]]] = attrs.field(factory=list)
+    """Each with its running time."""
+
+    def values(self) -> dict[str, list[Value]]:
+        values: dict[str, list[Value]] = {}
+        for _, deltas in self.results:
+            for name, value in deltas.items():
+                values.setdefault(name, []).append(value)
+        return values
+
+    def renewed(self, name: str) -> float:
+        return max(time for time, deltas in self.results if name in deltas)
+
+
+@attrs.define
+class Run:
+    """A run in progress."""
+
+    start: float
+    tick: int = 1
+    """The one that is waited for."""
+    open: bool = True
+    """Whether more results may come."""
+    cancelled: bool = False
+    ends_at: float = math.inf
+    to_send: deque[Seen] | None = None
+    """Of a pass in progress: what was not sent yet."""
+    last: bool = False
+    """Whether that pass is the last."""
+
+
+@attrs.define
+class Model:
+    """A keeper, its exports channel, and the clocks."""
+
+    interval: float
+    expire_after: float
+    max_unlisted: int
+    max_map_keys: int
+    flush_timeout: float
+    distributions: Mapping[str, Sequence[float]]
+    labels: Mapping[str, str]
+    """The additional ones; `{key}` and `{place}` stand for the target's."""
+
+    wanted: list[str]
+    """The keys of what `targets` returns."""
+    first_place: int = 0
+    """The place of the first of them."""
+    targets_fail: bool = False
+    """Whether its next call raises an OSError."""
+    now: float = 0.0
+    """Trio's clock."""
+    ahead: float = 1_700_000_000.0
+    """How far the wall clock is ahead of it."""
+    running: float = 0.0
+    """The running time: seconds of Trio's clock while a run was in progress."""
+
+    folded: int = 0
+    rejected: Counter[str] = attrs.field(factory=Counter)
+    passes: int = 0
+    exports_sent: int = 0
+    ticks_missed: int = 0
+    duplicates: int = 0
+    expired: int = 0
+
+    held: dict[str, Held] = attrs.field(factory=dict)
+    listed: dict[str, int] = attrs.field(factory=dict)
+    """The place of each."""
+    listed_at: float = 0.0
+    timestamp: float = 0.0
+    times_asked: int = 0
+
+    run: Run | None = None
+    ways_out: list[type | None] = attrs.field(factory=list)
+    """What each run that is over raised."""
+    buffer: deque[Seen] = attrs.field(factory=deque)
+    capacity: float = 0
+    listening: bool = False
+    """Whether the consumer is there."""
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "folded": self.folded,
+            "rejected": +self.rejected,
+            "passes": self.passes,
+            "exports_sent": self.exports_sent,
+            "ticks_missed": self.ticks_missed,
+            "duplicates": self.duplicates,
+            "expired": self.expired,
+            "targets_held": len(self.held),
+        }
+
+    # Totals
+
+    def fold(self, target: Any, deltas: Any, counted_now: Mapping[str, int]) -> None:
+        """Fold a result in, or reject it.
+
+        Where several reasons apply, any may be counted: that is looked up in `counted_now`.
+        """
+        if not isinstance(target, str) or not isinstance(deltas, Mapping):
+            self.rejected["error"] += 1
+            return
+        held = self.held.get(target)
+        if held is not None and held.was_listed and target not in self.listed:
+            self.drop_if_due(target)
+            held = self.held.get(target)
+        reasons = set(self.faults(held.values() if held else {}, deltas))
+        if held is None and target not in self.listed and not self.has_room():
+            reasons.add("unlisted")
+        if reasons:
+            told = [r for r in reasons if self.rejected[r] < counted_now.get(r, 0)]
+            self.rejected[min(told or reasons)] += 1
+            return
+        if held is None:
+            listed = target in self.listed
+            since = self.listed_at if listed else self.running
+            held = self.held[target] = Held(self.stamp(), since, listed)
+        held.results.append((self.running, dict(deltas)))
+        self.folded += 1
+
+    def has_room(self) -> bool:
+        never_listed = [held for held in self.held.values() if not held.was_listed]
+        return len(never_listed) < self.max_unlisted
+
+    def faults(
+        self, before: Mapping[str, Sequence[Value]], deltas: Mapping[str, Any]
+    ) -> Iterable[str]:
+        for name, value in deltas.items():
+            if not isinstance(name, str) or not isinstance(value, Value):
+                yield "type"
+            try:
+                self.total(name, [*before.get(name, ()), value])
+            except Refused as refused:
+                yield refused.args[0]
+
+    def total(self, name: str, values: Sequence[Any]) -> Value:
+        if name in self.distributions:
+            return observed(self.distributions[name], values)
+        match values[0]:
+            case int() | float():
+                return added(values)
+            case Distribution(bounds=bounds):
+                return observed(bounds, values)
+            case Map():
+                taken = ("ptype", "probe", "dst", "le", *self.labels)
+                return counted(taken, self.max_map_keys, values)
+            case Gauge() | str():
+                return newest(values)
+        raise Refused("type")
+
+    def exports(self, keys: Iterable[str]) -> deque[Seen]:
+        """Return what is to be exported of the listed ones among `keys` now."""
+        timestamp = self.stamp()
+        exports: deque[Seen] = deque()
+        for key in keys:
+            if key not in self.listed or key not in self.held:
+                continue
+            held = self.held[key]
+            totals = {name: self.total(name, v) for name, v in held.values().items()}
+            metrics = {
+                name: total
+                for name, total in totals.items()
+                if not isinstance(total, Gauge | str)
+                or self.running - held.renewed(name) < self.expire_after
+            }
+            labels = {"ptype": "http", "probe": "homepage", "dst": key}
+            for name, label in self.labels.items():
+                labels[name] = label.format(key=key, place=self.listed[key])
+            if metrics:
+                exports.append(seen(timestamp, held.start, labels, metrics))
+        return exports
+
+    def snapshot(self, keys: Iterable[str] | None) -> list[Seen]:
+        return list(self.exports(self.listed if keys is None else keys))
+
+    def stamp(self) -> float:
+        self.timestamp = max(self.timestamp, self.now + self.ahead)
+        return self.timestamp
+
+    # Listing
+
+    def ask(self) -> bool:
+        """Ask for the targets; return whether that went well."""
+        self.times_asked += 1
+        if self.targets_fail:
+            self.targets_fail = False
+            self.end(OSError)
+            return False
+        before, self.listed = self.listed, {}
+        for place, key in enumerate(self.wanted, self.first_place):
+            if key in self.listed:
+                self.duplicates += 1
+            else:
+                self.listed[key] = place
+        self.listed_at = self.running
+        for key, held in list(self.held.items()):
+            returns = held.was_listed and key not in before
+            if returns or key not in self.listed:
+                self.drop_if_due(key)
+            if key in self.listed:
+                held.was_listed = True
+                held.last_listed = self.running
+        return True
+
+    def drop_if_due(self, key: str) -> None:
+        if self.running - self.held[key].last_listed >= self.expire_after:
+            del self.held[key]
+            self.expired += 1
+
+    # Running
+
+    def begin(self, capacity: float) -> None:
+        """Begin a run, on new channels."""
+        self.buffer.clear()
+        self.capacity = capacity
+        self.listening = True
+        self.run = Run(self.now)
+        self.stamp()
+        self.ask()
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        if self.run is not None:
+            self.running += seconds
+
+    def close_results(self) -> None:
+        self.run.open = False
+
+    def cancel(self) -> None:
+        if self.flush_timeout == 0:
+            self.end(trio.Cancelled)
+            return
+        self.run.open = False
+        self.run.cancelled = True
+        self.run.ends_at = self.now + self.flush_timeout
+        self.begin_pass()
+
+    def leave(self) -> None:
+        """Let the consumer go."""
+        self.listening = False
+        self.buffer.clear()
+
+    def receive(self) -> Seen | None:
+        if self.buffer:
+            return self.buffer.popleft()
+        if self.run is not None and self.run.to_send:
+            self.exports_sent += 1
+            return self.run.to_send.popleft()
+        return None
+
+    def settle(self) -> None:
+        while self.run is not None and self.goes_on(self.run):
+            pass
+
+    def goes_on(self, run: Run) -> bool:
+        if run.to_send is None:
+            if not run.open:
+                self.begin_pass()
+            elif self.now >= run.start + run.tick * self.interval:
+                if self.ask():
+                    self.begin_pass()
+            else:
+                return False
+        elif not run.to_send:
+            self.end_pass()
+        elif not self.listening:
+            self.miss_the_consumer()
+        elif len(self.buffer) < self.capacity:
+            self.buffer.append(run.to_send.popleft())
+            self.exports_sent += 1
+        elif self.now >= run.ends_at:
+            self.end(trio.Cancelled)
+        else:
+            return False
+        return True
+
+    def begin_pass(self) -> None:
+        if not self.listening:
+            self.miss_the_consumer()
+            return
+        self.run.last = not self.run.open
+        self.run.to_send = self.exports(self.listed)
+
+    def end_pass(self) -> None:
+        run = self.run
+        self.passes += 1
+        run.to_send = None
+        if run.last:
+            self.end(trio.Cancelled if run.cancelled else None)
+        elif run.open:
+            run.tick += 1
+            while run.start + run.tick * self.interval < self.now:
+                run.tick += 1
+                self.ticks_missed += 1
+
+    def miss_the_consumer(self) -> None:
+        self.end(trio.Cancelled if self.run.cancelled else trio.BrokenResourceError)
+
+    def end(self, raised: type | None) -> None:
+        self.run = None
+        self.ways_out.append(raised)

@@ -103,7 +103,7 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-@nox.session
+@nox.session(default=False)
 def corners(session: nox.Session) -> None:
     """Run the tests in random order in Python's development mode, and always collecting."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests")

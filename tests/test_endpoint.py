@@ -259,8 +259,9 @@ def test_a_label_of_an_invalid_name_is_refused_and_quoted(name):
 
 @pytest.mark.parametrize("name", [None, 1, b"env", ("env",)])
 def test_the_name_of_a_label_is_a_string(name):
-    with pytest.raises(TypeError, match="a label's name must be a string, got"):
+    with pytest.raises(TypeError) as caught:
         additional_labels({name: "x"})
+    assert str(caught.value) == f"a label's name must be a string, got {name!r}"
 
 
 @pytest.mark.parametrize("name", ["ptype", "probe", "dst", "le"])

@@ -800,15 +800,19 @@ async def test_a_target_that_returns_in_time_counts_on(autojump_clock):
         run.received()
         await trio.sleep(1.5)
         (export,) = run.received()
-    assert (export.metrics["total"], export.start_timestamp) == (2, 0)
+        assert (export.metrics["total"], export.start_timestamp) == (2, 0)
+        await trio.sleep(10)
+        assert totals(keeper.snapshot()) == {"a": 2}
+    assert keeper.statistics().expired == 0
 
 
+@pytest.mark.parametrize("expire_after", [3.5, 4])
 async def test_a_target_that_returns_at_the_tick_when_its_time_is_up_starts_from_zero(
-    autojump_clock,
+    autojump_clock, expire_after
 ):
     a = Endpoint("a")
     listed = [a]
-    keeper = make_keeper(targets=lambda: listed, expire_after=3.5, export_interval=2)
+    keeper = make_keeper(lambda: listed, expire_after=expire_after, export_interval=2)
     async with running(keeper) as run:
         run.send(one("a"))
         await trio.sleep(3)

@@ -11,7 +11,7 @@ import pytest
 import trio
 from helpers import Result, make_keeper, one, running, totals
 
-from trio_statskeeper import Endpoint, EventMetrics, ProbeResult, StatsKeeper
+from trio_statskeeper import Endpoint, EventMetrics, Gauge, ProbeResult, StatsKeeper
 
 # Rule 10: the end of input is a clean end
 
@@ -55,6 +55,36 @@ async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
 
 
 # Rule 11: cancellation
+
+
+async def test_a_gauge_among_the_last_results_is_as_new_as_the_cancellation(autojump_clock):
+    keeper = make_keeper()
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.nursery.cancel_scope.cancel()
+        run.send(Result("a", {"load": Gauge(5)}))
+    (export,) = keeper.snapshot()
+    assert export.metrics == {"load": Gauge(5)}
+
+
+@attrs.frozen
+class Exiting:
+    target = "a"
+
+    def metrics(self):
+        raise SystemExit
+
+
+async def test_an_exit_among_the_last_results_is_raised_when_the_others_are_folded_in(
+    autojump_clock,
+):
+    keeper = make_keeper()
+    with pytest.RaisesGroup(SystemExit):
+        async with running(keeper) as run:
+            await trio.sleep(0.5)
+            run.nursery.cancel_scope.cancel()
+            run.send(one("a"), Exiting(), one("a"))
+    assert totals(keeper.snapshot()) == {"a": 2}
 
 
 @attrs.define

@@ -115,7 +115,7 @@ def corners(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Feed a keeper ten million results with all outputs attached; a quarter of an hour or more."""
+    """Feed a keeper ten million results with all outputs attached; half an hour."""
     session.install(".[otlp,prometheus]")
     session.run("python", "benchmarks/soak.py", *session.posargs)
 

@@ -222,3 +222,11 @@ def test_a_map_adds_up_key_by_key_whichever_keys_come_when(deltas):
     assert (metrics(row, -math.inf) if row else {}) == (
         {"code": Map("code", expected), "total": len(deltas)} if deltas else {}
     )
+
+
+def test_a_whole_number_beyond_all_floats_is_no_part_of_a_sum_of_floats():
+    totals = make_totals("a")
+    fold(totals, Result("a", {"total": 0.5}))
+    fold(totals, Result("a", {"total": 10**400}))
+    assert totals.rejected == {"not-finite": 1}
+    assert metrics(totals.row("a"), -math.inf) == {"total": 0.5}

@@ -104,8 +104,8 @@ class _Run:
     def end(self) -> None:
         """Have it end without a result, for its target is gone."""
         self.gone = True
-        if self.scope is not None:
-            self.scope.cancel()
+        assert self.scope is not None  # it waits: else it were not others' turn
+        self.scope.cancel()
 
     async def wait(
         self,

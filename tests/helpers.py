@@ -40,6 +40,25 @@ def make_keeper(
     return StatsKeeper("http", "homepage", targets, **(defaults | options))
 
 
+def channel_of(*items: Any) -> trio.MemoryReceiveChannel[Any]:
+    """Return a channel that has these, and then ends."""
+    send, receive = trio.open_memory_channel[Any](len(items))
+    for item in items:
+        send.send_nowait(item)
+    send.close()
+    return receive
+
+
+def all_from(exports: trio.MemoryReceiveChannel[EventMetrics]) -> list[EventMetrics]:
+    """Return what waits in the channel."""
+    received: list[EventMetrics] = []
+    try:
+        while True:
+            received.append(exports.receive_nowait())
+    except (trio.WouldBlock, trio.EndOfChannel):
+        return received
+
+
 @attrs.frozen
 class Run:
     """A keeper that runs, and the channels' other ends."""
@@ -54,12 +73,7 @@ class Run:
 
     def received(self) -> list[EventMetrics]:
         """Return what was exported since the last call."""
-        received = []
-        try:
-            while True:
-                received.append(self.exports.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return received
+        return all_from(self.exports)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from functools import partial
 import attrs
 import pytest
 import trio
-from helpers import Result, make_keeper, one, totals
+from helpers import Result, all_from, make_keeper, one, totals
 from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import Endpoint, EventMetrics, Map, Prober, ProbeResult
@@ -94,12 +94,7 @@ class Run:
                 self.ended_at = trio.current_time()
 
     def received(self):
-        received = []
-        try:
-            while True:
-                received.append(self.exports.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return received
+        return all_from(self.exports)
 
 
 def is_same(raised, error):

@@ -13,7 +13,7 @@ from time import thread_time
 import httpx2
 import pytest
 import trio
-from helpers import Result, make_keeper, one, running
+from helpers import Result, channel_of, make_keeper, one, running
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -343,21 +343,12 @@ ODD_TEXTS = [
 MANY_KEYS = {f"key {number}": number for number in range(1_000)}
 
 
-def channel_of(items):
-    """Return a channel that has these, and then ends."""
-    send, receive = trio.open_memory_channel(math.inf)
-    for item in items:
-        send.send_nowait(item)
-    send.close()
-    return receive
-
-
 def exports_of(results, **options):
     """Return what a keeper exports that is fed with `results`."""
 
     async def main():
         send, receive = trio.open_memory_channel(math.inf)
-        await make_keeper(**options).run(channel_of(results), send)
+        await make_keeper(**options).run(channel_of(*results), send)
         return [export async for export in receive]
 
     return trio.run(main)
@@ -387,7 +378,7 @@ async def test_each_export_is_one_line_that_is_read_back_equal_whatever_its_text
 ):
     assert len(odd_exports) == len(ODD_TEXTS)
     path = tmp_path / "metrics.log"
-    await write_lines(channel_of(odd_exports), path, json=form == "json")
+    await write_lines(channel_of(*odd_exports), path, json=form == "json")
     lines = path.read_bytes().decode().splitlines()
     # splitlines ends a line at characters that only some take for an end, too.
     assert lines == path.read_bytes().decode().split("\n")[:-1]
@@ -417,7 +408,7 @@ async def page(exporter):
 async def scraped(exports):
     """Return the samples of a scrape as a parser reads them: by name, then by labels."""
     exporter = PrometheusExporter()
-    await exporter.run(channel_of(exports))
+    await exporter.run(channel_of(*exports))
     found = {}
     for family in text_string_to_metric_families(await page(exporter)):
         for sample in family.samples:
@@ -610,7 +601,7 @@ async def test_an_export_beyond_all_floats_does_not_keep_others_from_a_request(e
 @beyond
 async def test_an_export_beyond_all_floats_does_not_keep_others_from_the_fan_out(export):
     send, receive = trio.open_memory_channel[EventMetrics](math.inf)
-    await fan_out(channel_of([export, OTHER]), send)
+    await fan_out(channel_of(export, OTHER), send)
     assert [each async for each in receive] == [export, OTHER]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from helpers import one
+from helpers import channel_of, one
 from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import (
@@ -37,15 +37,6 @@ def export(total=1, dst="a"):
 
 def lines(*totals):
     return "".join(LINE.format(total) for total in totals)
-
-
-def channel_of(*exports):
-    """Return a channel that has these exports, and then ends."""
-    send, receive = trio.open_memory_channel[EventMetrics](len(exports))
-    for event_metrics in exports:
-        send.send_nowait(event_metrics)
-    send.close()
-    return receive
 
 
 async def until(condition):
@@ -444,9 +435,7 @@ async def test_a_file_that_opens_only_after_a_cancellation_is_closed_and_left_as
             await wait_all_tasks_blocked()
             scope.cancel()
     go.set()
-    with trio.fail_after(10):
-        while len(opened) < 2 or not opened[1].closed:  # noqa: ASYNC110  # a thread does it
-            await trio.lowlevel.checkpoint()
+    await until(lambda: len(opened) == 2 and opened[1].closed)
     assert path.read_bytes() == b"torn"
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import real_servers
-from real_servers import OtlpReceiver, Prometheus
+from real_servers import OtlpReceiver, Prometheus, free_port
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,21 @@ def start_prometheus(prometheus_programs, tmp_path_factory):
             return servers.enter_context(server)
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def port():
+    """The port that `prometheus` scrapes."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def prometheus(prometheus_programs, tmp_path_factory, port):
+    # One for all tests of a file, for its first scrape takes long to come.
+    folder = tmp_path_factory.mktemp("prometheus")
+    address = f"127.0.0.1:{port}"
+    with Prometheus(prometheus_programs[0], folder, [address], "500ms") as prometheus:
+        yield prometheus
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
 
-import attrs
 import pytest
 import trio
-from real_servers import Prometheus, free_port, get
+from helpers import Result, channel_of
+from real_servers import get
 
 from trio_statskeeper import (
     Distribution,
@@ -50,15 +49,6 @@ def shown(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-@attrs.frozen
-class Result:
-    target: str
-    values: Any
-
-    def metrics(self) -> Any:
-        return self.values
-
-
 ODD_RESULTS = [
     # The number keeps apart what neither Prometheus nor OTLP has in names.
     Result(text, {f"{number}{text}": 1, "seen": Map("text", {text: 2}), "said": text})
@@ -93,40 +83,17 @@ async def exports_of(name: str, *results: ProbeResult) -> list[EventMetrics]:
         additional_labels={"note": "@target.label.note@"},
     )
     send, receive = trio.open_memory_channel[EventMetrics](math.inf)
-    await keeper.run(channel_of(results), send)
+    await keeper.run(channel_of(*results), send)
     return [export async for export in receive]
-
-
-def channel_of(items: Iterable[Any]) -> trio.MemoryReceiveChannel[Any]:
-    """Return a channel that has these, and then ends."""
-    send, receive = trio.open_memory_channel[Any](math.inf)
-    for item in items:
-        send.send_nowait(item)
-    send.close()
-    return receive
 
 
 # Prometheus
 
 
-@pytest.fixture(scope="module")
-def port():
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def prometheus(prometheus_programs, tmp_path_factory, port):
-    # One for all tests, for its first scrape takes long to come.
-    folder = tmp_path_factory.mktemp("prometheus")
-    address = f"127.0.0.1:{port}"
-    with Prometheus(prometheus_programs[0], folder, [address], "500ms") as prometheus:
-        yield prometheus
-
-
 @asynccontextmanager
 async def scraped(port: int, exports: Iterable[EventMetrics]) -> AsyncIterator[None]:
     exporter = PrometheusExporter()
-    await exporter.run(channel_of(exports))
+    await exporter.run(channel_of(*exports))
     async with trio.open_nursery() as nursery:
         await nursery.start(exporter.serve, port)
         yield
@@ -227,7 +194,7 @@ async def received(start_otlp_receiver, monkeypatch):
 
     async def receive(*results):
         exporter = OTLPExporter(receiver.endpoint, compression=None, timeout=60)
-        await exporter.run(channel_of(await exports_of("otlp", *results)))
+        await exporter.run(channel_of(*await exports_of("otlp", *results)))
         await trio.to_thread.run_sync(receiver.stop)
         return receiver
 

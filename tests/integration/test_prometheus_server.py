@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from probing_program import REPORTED_BOUNDS
-from real_servers import TIMEOUT, Prometheus, Server, free_port, get
+from real_servers import TIMEOUT, Server, get
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Value
 from trio_statskeeper.lines import from_json, to_json
@@ -125,20 +125,6 @@ class Program(Server):
             lambda exports: exports and metrics.items() <= exports[-1].metrics.items(),
             TIMEOUT,
         )[-1]
-
-
-@pytest.fixture(scope="module")
-def port():
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def prometheus(prometheus_programs, tmp_path_factory, port):
-    # One for all tests, for its first scrape takes long to come.
-    folder = tmp_path_factory.mktemp("prometheus")
-    address = f"127.0.0.1:{port}"
-    with Prometheus(prometheus_programs[0], folder, [address], "500ms") as prometheus:
-        yield prometheus
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import httpx2
 import pytest
 import trio
 from every_step import Interruption, interrupt_everywhere, perform
+from fake_collector import ENDPOINT, Answer, Collector
 from helpers import Result, make_keeper
-from test_otlp import ENDPOINT, Answer, Collector
 
 from trio_statskeeper import (
     Endpoint,

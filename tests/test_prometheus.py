@@ -13,7 +13,7 @@ import httpx2
 import prometheus_client
 import pytest
 import trio
-from helpers import make_keeper, one, running
+from helpers import channel_of, make_keeper, one, running
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
@@ -65,11 +65,7 @@ async def samples(exporter):
 
 
 async def feed(exporter, *exports):
-    send, receive = trio.open_memory_channel[EventMetrics](math.inf)
-    for each in exports:
-        send.send_nowait(each)
-    send.close()
-    await exporter.run(receive)
+    await exporter.run(channel_of(*exports))
 
 
 def collected(exporter):

@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -286,10 +287,11 @@ def scrape(port: str) -> dict[str, int]:
 
 
 def other_side() -> None:
-    """Tell the port, and serve."""
+    """Tell the port, and serve until stdin ends, as it does however the soak ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), OtherSide)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
-    server.serve_forever()
+    sys.stdin.read()
 
 
 # The soak
@@ -631,16 +633,16 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [sys.executable, __file__, "other-side"], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "other-side"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process,
     ):
         lines = Path(folder, "lines")
         lines.touch()
-        try:
-            assert process.stdout is not None
-            problems = trio.run(soak, args, int(process.stdout.readline()), lines)
-        finally:
-            process.kill()
+        assert process.stdout is not None
+        problems = trio.run(soak, args, int(process.stdout.readline()), lines)
     if problems:
         sys.exit("\n".join(problems))
     print("ok")

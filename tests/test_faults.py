@@ -186,8 +186,8 @@ def endpoints_that_end_badly():
 
 RUBBISH = {
     "targets": [
-        (returning(None), TypeError, "not iterable"),
-        (returning(7), TypeError, "not iterable"),
+        (returning(None), TypeError, "targets must return Endpoints, got None"),
+        (returning(7), TypeError, "targets must return Endpoints, got 7"),
         (returning([A, "b"]), TypeError, "targets must be Endpoints, got 'b'"),
         (returning([A, None]), TypeError, "targets must be Endpoints, got None"),
         (endpoints_that_end_badly, LookupError, "no more targets"),
@@ -197,9 +197,10 @@ RUBBISH = {
         (returning(math.inf), ValueError, "clock must return finite seconds, got inf"),
         (returning(-math.inf), ValueError, "clock must return finite seconds, got -inf"),
         (returning(10**400), ValueError, "clock must return finite seconds, got 1000"),
-        (returning(None), TypeError, ""),
-        (returning("12:00"), TypeError, ""),
-        (returning(1j), TypeError, ""),
+        (returning(10**5000), ValueError, "got <int without a repr>"),
+        (returning(None), TypeError, "clock must return seconds, got None"),
+        (returning("12:00"), TypeError, "clock must return seconds, got '12:00'"),
+        (returning(1j), TypeError, "clock must return seconds, got 1j"),
     ],
     "label": [
         (returning(None), TypeError, "label 'x' must return a string, got None for "),

@@ -504,8 +504,16 @@ class Text(str):
     __slots__ = ("extra",)
 
 
+class Seconds(float):
+    """A float that is no mere number."""
+
+
 async def test_subclasses_of_numbers_and_strings_come_out_as_plain_ones(autojump_clock):
-    async with running(make_keeper()) as run:
+    keeper = make_keeper(
+        clock=lambda: Seconds(trio.current_time()),
+        additional_labels={"zone": lambda _: Text("z1")},
+    )
+    async with running(keeper) as run:
         run.send(Result(Text("a"), {Text("total"): Number(5), "version": Text("v1")}))
         await trio.sleep(1.5)
         (export,) = run.received()
@@ -513,7 +521,8 @@ async def test_subclasses_of_numbers_and_strings_come_out_as_plain_ones(autojump
         "total": int,
         "version": str,
     }
-    assert {type(name) for name in (*export.metrics, export.labels["dst"])} == {str}
+    assert {type(text) for text in (*export.metrics, *export.labels.values())} == {str}
+    assert {type(export.timestamp), type(export.start_timestamp)} == {float}
 
 
 async def test_a_target_whose_results_have_no_metrics_is_not_exported(autojump_clock):

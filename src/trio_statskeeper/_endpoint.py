@@ -87,6 +87,14 @@ class Endpoint:
     """
 
 
+def endpoints_of(targets: Callable[[], Iterable[Endpoint]]) -> list[Endpoint]:
+    """Return a copy of what `targets` returns, which the user may change at any time."""
+    endpoints = targets()
+    if not isinstance(endpoints, Iterable):
+        raise TypeError(f"targets must return Endpoints, got {quote(endpoints)}")
+    return list(endpoints)
+
+
 def checked_endpoint(endpoint: Endpoint) -> Endpoint:
     """Return `endpoint`, which `targets` of the user's own gave, if it is one."""
     if not isinstance(endpoint, Endpoint):

@@ -46,10 +46,10 @@ import attrs
 import trio
 
 from ._checks import above_zero, is_callable, number, whole, zero_or_more
-from ._endpoint import Endpoint, Label, checked_labels
+from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
 from ._event_metrics import EventMetrics, unchecked_event_metrics
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
-from ._values import MAX_NUMBER, checked_bounds, quote
+from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -379,8 +379,7 @@ class StatsKeeper:
         return tick
 
     def _ask_for_targets(self) -> None:
-        # A copy, for the caller's list may change as we go through it.
-        self._totals.relist(list(self.targets()), self._now())
+        self._totals.relist(endpoints_of(self.targets), self._now())
 
     @trio.lowlevel.enable_ki_protection
     async def _relist(self) -> None:
@@ -466,7 +465,7 @@ class StatsKeeper:
                     f"the function of label {name!r} must return a string, "
                     f"got {quote(value)} for {endpoint.key!r}"
                 )
-            labels[name] = value
+            labels[name] = plain_str(value)
         return unchecked_event_metrics(
             timestamp,
             start_timestamp(row),
@@ -517,8 +516,11 @@ class StatsKeeper:
 
     def _timestamp(self) -> float:
         timestamp = self.clock()
+        if not isinstance(timestamp, int | float):
+            raise TypeError(f"clock must return seconds, got {quote(timestamp)}")
+        timestamp = plain_number(timestamp)
         if not -MAX_NUMBER <= timestamp <= MAX_NUMBER:
-            raise ValueError(f"clock must return finite seconds, got {timestamp!r}")
+            raise ValueError(f"clock must return finite seconds, got {quote(timestamp)}")
         self._progress.timestamp = max(self._progress.timestamp, timestamp)
         return self._progress.timestamp
 

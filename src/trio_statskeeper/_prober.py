@@ -31,7 +31,7 @@ import attrs
 import trio
 
 from ._checks import above_zero, is_callable, whole
-from ._endpoint import Endpoint, checked_endpoint
+from ._endpoint import Endpoint, checked_endpoint, endpoints_of
 from ._keeper import bare_nursery
 from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
@@ -258,7 +258,7 @@ class Prober:
         try:
             with results:
                 start = trio.current_time()
-                endpoints = tuple(self.targets())
+                endpoints = endpoints_of(self.targets)
                 task_status.started()
                 async with bare_nursery() as runs:
                     await self._start_runs(start, endpoints, results, runs)
@@ -282,7 +282,7 @@ class Prober:
     async def _start_runs(
         self,
         start: float,
-        endpoints: tuple[Endpoint, ...],
+        endpoints: list[Endpoint],
         results: trio.MemorySendChannel[ProbeResult],
         runs: trio.Nursery,
     ) -> None:
@@ -305,7 +305,7 @@ class Prober:
                     target.waiting = True
                     runs.start_soon(self._run, target, due, limit, results)
             interval = await self._next_interval(start, interval)
-            endpoints = tuple(self.targets())
+            endpoints = endpoints_of(self.targets)
 
     async def _next_interval(self, start: float, last: int) -> int:
         """Wait for the interval after `last`; if it is past, go on with that of now."""
@@ -315,7 +315,7 @@ class Prober:
         self._progress.runs_missed += skipped * len(self._progress.order)
         return last + 1 + skipped
 
-    async def _relist(self, endpoints: tuple[Endpoint, ...], interval: int) -> None:
+    async def _relist(self, endpoints: list[Endpoint], interval: int) -> None:
         """Give new targets a place, and cancel those that are gone."""
         # A run that was just started is in progress only after a checkpoint.
         await trio.lowlevel.checkpoint()

@@ -587,8 +587,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--export-interval",
         type=seconds,
-        default=30.0,
-        help="between two exports; one must take less than thrice that (default: 30)",
+        default=90.0,
+        help="between two exports; one must take less than thrice that (default: 90)",
         metavar="SECONDS",
     )
     args = parser.parse_args()

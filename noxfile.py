@@ -106,9 +106,9 @@ def coverage(session: nox.Session) -> None:
 @nox.session(default=False)
 def corners(session: nox.Session) -> None:
     """Run the tests in random order in Python's development mode, and always collecting."""
-    groups = nox.project.dependency_groups(PYPROJECT, "tests")
-    session.install(".[otlp,prometheus]", "pytest-randomly", *groups)
-    pytest = ("pytest", "--ignore=tests/integration", "--numprocesses=2", "--quiet")
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
+    session.install(".[examples]", "pytest-randomly", *groups)
+    pytest = ("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
     session.run(*pytest, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
     session.run(*pytest, "-p", "always_collecting", env={"PYTHONPATH": "tests"})
 

@@ -669,9 +669,10 @@ async def test_a_port_that_is_taken_is_a_clear_error():
             await PrometheusExporter().serve(port)
 
 
-async def test_a_host_that_does_not_exist_is_a_clear_error():
-    with pytest.raises(OSError, match="can't listen on no such host:9464: "):
-        await PrometheusExporter().serve(9464, host="no such host")
+@pytest.mark.parametrize("host", ["no such host", "a..b", "a" * 64])
+async def test_a_host_that_does_not_exist_is_a_clear_error(host):
+    with pytest.raises(OSError, match=f"can't listen on {host}:9464: "):
+        await PrometheusExporter().serve(9464, host=host)
 
 
 @pytest.mark.parametrize("port", [-1, 65_536])
@@ -754,6 +755,19 @@ async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
     assert (await get(address)).status_code == 200
     (message,) = caplog.messages
     assert message.startswith("a connection for metrics failed: ExceptionGroup(")
+
+
+@pytest.mark.parametrize("then", [b"", b"\xff" * 50], ids=["nothing", "rubbish"])
+async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on(
+    nursery, monkeypatch, then
+):
+    monkeypatch.setattr(module._Config, "read_timeout", 0.1)
+    address = await nursery.start(PrometheusExporter().serve, 0)
+    async with await trio.open_tcp_stream(*address) as stream:
+        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + then)
+        with trio.fail_after(30):
+            while await stream.receive_some():
+                pass
 
 
 async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):

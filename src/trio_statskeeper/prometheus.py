@@ -260,6 +260,11 @@ class _Config(Config):
 
     include_server_header = False
     errorlog = _logger
+    # Seconds for a first request, and until the next.
+    keep_alive_timeout = 5.0
+    # Seconds in which a client must send something, which it does not do as it reads an
+    # answer. There is no other limit for one that begins with HTTP/2 and then is silent.
+    read_timeout = 300
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
@@ -269,6 +274,8 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
         raise OSError(
             error.errno, f"can't listen on {host}:{port}: {error.strerror}"
         ) from None
+    except UnicodeError as error:  # what can't be the name of a host at all
+        raise OSError(f"can't listen on {host}:{port}: {error}") from None
     # A port that is free may be another for each of the host's addresses.
     for further in listeners[1:] if port == 0 else ():
         further.socket.close()

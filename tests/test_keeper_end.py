@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
+import weakref
 from collections.abc import Callable
 
 import attrs
@@ -447,6 +449,28 @@ async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
     assert record.getMessage() == "another exception in the same nursery"
     assert {type(caught.value), type(record.exc_info[1])} == {LookupError, OSError}
     assert caught.value.__cause__ is None
+
+
+async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
+    class NoTargets(Exception):
+        """One that can be referred to weakly."""
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            raise NoTargets
+        return []
+
+    outcome, _results, exports = outcome_of(make_keeper(targets))
+    gc.disable()
+    try:
+        with exports:
+            try:
+                await outcome.keeper.run(outcome.results, outcome.exports)
+            except NoTargets as error:
+                raised = weakref.ref(error)
+        assert raised() is None
+    finally:
+        gc.enable()
 
 
 async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_clock):

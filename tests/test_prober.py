@@ -748,6 +748,27 @@ async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
         await make_prober(well, ["a"]).run(results_send)
 
 
+@pytest.mark.parametrize("exit_error", [KeyboardInterrupt, SystemExit])
+async def test_what_ends_the_program_is_raised_though_another_exception_came_first(
+    autojump_clock, caplog, exit_error
+):
+    async def probe(endpoint: Endpoint) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise exit_error
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() > 0:
+            raise LookupError("no targets")  # upon which the probe is cancelled
+        return [A]
+
+    results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
+    with results_receive, pytest.raises(exit_error):
+        await make_prober(probe, targets, timeout=3).run(results_send)
+    assert [record.exc_info[0] for record in caplog.records] == [LookupError]
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_a_keyboard_interrupt_in_a_probe_passes_through_bare(autojump_clock, grouped):
     async def probe(endpoint: Endpoint) -> None:

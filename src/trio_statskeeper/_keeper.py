@@ -538,8 +538,8 @@ def _is_open(exports: trio.MemorySendChannel[EventMetrics]) -> bool:
 async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery that wraps nothing in a group.
 
-    If tasks raise several exceptions, the first is raised, and those of other classes are
-    logged.
+    If tasks raise several exceptions, the first is raised, but rather one that is to end
+    the program, such as KeyboardInterrupt; those of other classes are logged.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -548,11 +548,11 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
         raised = group.exceptions
     else:
         return
-    errors = [e for e in raised if not isinstance(e, trio.Cancelled)]
-    for error in errors:
-        if type(error) is not type(errors[0]):
-            _logger.error("another exception in the same nursery", exc_info=error)
+    errors = [e for e in raised if not isinstance(e, trio.Cancelled)] or raised
+    chosen = min(errors, key=lambda error: isinstance(error, Exception))
+    for other in (error for error in errors if type(error) is not type(chosen)):
+        _logger.error("another exception in the same nursery", exc_info=other)
     try:
-        raise (errors or raised)[0]
+        raise chosen
     finally:
-        del raised, errors  # else they'd refer to themselves, by their tracebacks
+        del raised, errors, chosen  # else they'd refer to themselves, by their tracebacks

@@ -659,6 +659,22 @@ async def test_after_the_end_what_cannot_be_delivered_in_time_is_given_up_and_lo
     assert caplog.messages[-1] == f"{URL}: the totals of 2 targets were not delivered"
 
 
+async def test_totals_that_the_collector_refuses_after_the_end_are_logged_as_undelivered(
+    collector, autojump_clock, caplog
+):
+    collector.script = [Answer(400)]
+    async with exporting() as run:
+        await run.send(export("a", 1), export("b", 1))
+        await trio.sleep(1)
+        await run.send(export("a", 2))
+        run.exports.close()
+        await run.ended.wait()
+    assert caplog.messages == [
+        f"{URL}: status 400; not retried",
+        f"{URL}: the totals of 1 targets were not delivered",
+    ]
+
+
 class Cancelled:
     """An exporter in a scope of its own, which is cancelled."""
 
@@ -698,6 +714,18 @@ async def test_cancelled_it_ends_at_once_with_a_bare_cancelled(
     await trio.sleep(0.5)
     await run.cancel()
     assert run.ended_at == 0.5
+
+
+async def test_cancelled_it_logs_how_many_targets_were_not_delivered(
+    collector, autojump_clock, nursery, caplog
+):
+    collector.script = [Answer(after=1000)]
+    run = Cancelled(nursery)
+    await run.exports.send(export("a", 1))
+    await run.exports.send(export("b", 1))
+    await trio.sleep(0.5)
+    await run.cancel()
+    assert caplog.messages == [f"{URL}: the totals of 2 targets were not delivered"]
 
 
 async def test_cancelled_with_a_flush_timeout_it_sends_what_still_comes(

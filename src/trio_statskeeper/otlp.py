@@ -311,6 +311,8 @@ class _Problem:
     detail: str = ""
     """What is logged with it."""
     retried: bool = False
+    refused: bool = False
+    """Whether the collector took nothing of it, and never will."""
     retry_after: float | None = None
     """Seconds that the collector asks for."""
 
@@ -328,6 +330,8 @@ class _Run:
     own_families: Families = attrs.field(init=False, factory=lambda: Families(PREFIX, HELP))
     # Those that were logged since the last success.
     problems: set[str] = attrs.field(init=False, factory=set[str])
+    # Targets whose totals were refused, and that have no next export.
+    refused: int = attrs.field(init=False, default=0)
 
     async def until_the_end(self) -> None:
         async with bare_nursery() as nursery:
@@ -339,8 +343,8 @@ class _Run:
             nursery.cancel_scope.deadline = trio.current_time() + self.exporter.timeout
 
     def report_undelivered(self) -> None:
-        if self.waiting:
-            targets = len(self.waiting)
+        targets = len(self.waiting) + self.refused
+        if targets:
             self._log(
                 logging.WARNING, f"the totals of {targets} targets were not delivered"
             )
@@ -365,6 +369,8 @@ class _Run:
                         break
                     problem = await self._post(client, url, request)
                     self._report(problem)
+                    if problem is not None and problem.refused and self.ended.is_set():
+                        self.refused += len(request.exports)
                     if problem is None or not problem.retried:
                         break
                     delay = await self._pause(delay, problem.retry_after)
@@ -484,7 +490,7 @@ def _problem(response: httpx2.Response, answer: bytes) -> _Problem | None:
         )
     detail = f": {quote(answer.decode(errors='replace'))}" if answer else ""
     if status not in _RETRIED:
-        return _Problem(f"status {status}", detail)
+        return _Problem(f"status {status}", detail, refused=True)
     retry_after = _seconds(response.headers.get("Retry-After", ""))
     return _Problem(f"status {status}", detail, retried=True, retry_after=retry_after)
 

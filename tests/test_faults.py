@@ -179,6 +179,14 @@ async def test_what_a_function_raises_leaves_run_as_it_is_and_costs_no_result(
     await assert_nothing_is_lost(run)
 
 
+@pytest.mark.parametrize(
+    "call", [call for call in CALLS.values() if call.option != "label" and call.at > 0]
+)
+async def test_a_tick_at_which_a_function_fails_exports_nothing(autojump_clock, call):
+    run = await run_until_it_breaks(call, raising(LookupError()))
+    assert {export.timestamp for export in run.received()} == set(range(1, call.at))
+
+
 def endpoints_that_end_badly():
     yield A
     raise LookupError("no more targets")
@@ -396,6 +404,11 @@ async def within_a_later_pass(run):
     await take(run, 4)
 
 
+async def before_the_last_pass(run):
+    await after_a_pass(run)
+    run.results.close()
+
+
 async def within_the_last_pass(run):
     await after_a_pass(run)
     run.results.close()
@@ -421,6 +434,7 @@ def run_for_a_consumer(**options):
         (within_a_pass, "ab", trio.BrokenResourceError, 1),
         (after_a_pass, "ab", trio.BrokenResourceError, 2),
         (within_a_later_pass, "ab", trio.BrokenResourceError, 2),
+        (before_the_last_pass, "", trio.BrokenResourceError, 1.5),
         (within_the_last_pass, "", trio.BrokenResourceError, 1.5),
         (within_the_flush, "", trio.Cancelled, 1.5),
     ],
@@ -465,6 +479,22 @@ async def test_a_consumer_that_raises_takes_the_keeper_along_and_costs_only_expo
             nursery.start_soon(consume)
     assert type(run.raised) is raised
     await assert_nothing_is_lost(run)
+
+
+async def test_what_a_consumer_raises_stands_beside_what_the_keeper_then_raises(
+    autojump_clock,
+):
+    run = run_for_a_consumer()
+
+    async def consume():
+        with run.exports:
+            await within_a_pass(run)
+            raise LookupError
+
+    with pytest.RaisesGroup(LookupError, trio.BrokenResourceError):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.keeper.run, run._results, run._exports)
+            nursery.start_soon(consume)
 
 
 async def test_the_flush_waits_for_a_consumer_that_raised_but_left_its_channel_open(

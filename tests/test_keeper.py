@@ -974,6 +974,18 @@ async def test_a_list_that_is_no_good_leaves_all_as_it_was(autojump_clock):
     assert keeper.statistics().targets_held == 0
 
 
+async def test_after_a_list_that_is_no_good_the_one_before_is_kept(autojump_clock):
+    listed = [Endpoint("a")]
+    keeper = make_keeper(lambda: listed)
+    with pytest.RaisesGroup(TypeError):
+        async with running(keeper) as run:
+            run.send(one("a"))
+            await trio.sleep(0.5)
+            listed = [Endpoint("b"), "no endpoint"]
+            await trio.sleep(1)
+    assert totals(keeper.snapshot()) == {"a": 1}
+
+
 @pytest.mark.parametrize("listed_at_tick", [True, False])
 async def test_a_result_that_comes_while_targets_are_gone_through_waits_for_the_verdict(
     autojump_clock, listed_at_tick
@@ -1140,13 +1152,25 @@ async def test_started_is_called_when_the_start_of_the_grid_is_fixed(autojump_cl
         assert [export.timestamp for export in run.received()] == [6]
 
 
-async def test_if_targets_raise_before_the_start_started_is_not_called(autojump_clock):
-    def targets() -> list[Endpoint]:
-        raise OSError("no targets")
+@pytest.mark.parametrize("function", ["targets", "clock"])
+async def test_if_a_function_raises_before_the_start_started_is_not_called(
+    autojump_clock, function
+):
+    def fail() -> list[Endpoint]:
+        raise OSError
 
     with pytest.RaisesGroup(OSError):
-        async with running(make_keeper(targets)):
+        async with running(make_keeper(**{function: fail})):
             pytest.fail("started")
+
+
+async def test_what_targets_has_returned_is_looked_at_after_the_start(autojump_clock):
+    started = False
+    with pytest.RaisesGroup(TypeError):
+        async with running(make_keeper(lambda: ["a"])):
+            started = True
+            await trio.sleep(1)
+    assert started
 
 
 async def test_a_log_that_fails_does_not_keep_a_supervisor_from_another_run(

@@ -157,15 +157,36 @@ async def test_a_target_that_comes_and_goes_has_no_more_runs_at_once_for_it(auto
     async def stubborn(endpoint: Endpoint) -> None:
         called.append(trio.current_time())
         with trio.CancelScope(shield=True):
-            await trio.sleep(20)
+            await trio.sleep(19.5)
 
     lists = iter([[A], [A], []])
     prober = make_prober(stubborn, lambda: next(lists, [A]))
     async with running(prober):
         await trio.sleep(15)
         assert prober.statistics().running == 1
-        await trio.sleep(45)
-    assert len(called) == 3  # it is probed again when the run before is over
+        await trio.sleep(40)
+    # It is probed again as soon as the run before is over.
+    assert called == pytest.approx([_share("a") + k * 19.5 for k in range(3)])
+
+
+async def test_of_a_target_only_one_run_waits_also_when_it_has_waited_for_a_slot(
+    autojump_clock,
+):
+    first = min("abc", key=_share)
+    over = {key: trio.Event() for key in "abc"}
+
+    async def stubborn(endpoint: Endpoint) -> None:
+        with trio.move_on_after(50, shield=True):
+            await over[endpoint.key].wait()
+
+    targets = [Endpoint(key) for key in over]
+    prober = make_prober(stubborn, targets, max_concurrent=2)
+    async with running(prober):
+        await trio.sleep(1.999)
+        assert prober.statistics().runs_missed == 1  # the last target's first one waits
+        over[first].set()  # so that begins, and this target's second one waits instead
+        await trio.sleep(1)
+        assert prober.statistics().runs_missed == 3
 
 
 async def test_a_target_that_returns_is_probed_again_though_a_run_waited_when_it_left(

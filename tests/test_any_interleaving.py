@@ -12,7 +12,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from helpers import Result, make_keeper, one, running
+from helpers import Result, make_keeper
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -465,26 +465,3 @@ AnyInterleaving.TestCase.settings = settings(
     max_examples=200, stateful_step_count=60, deadline=None
 )
 TestAnyInterleaving = AnyInterleaving.TestCase
-
-
-async def test_a_target_begins_anew_with_a_later_start_though_the_clock_stepped_back(
-    autojump_clock,
-):
-    listed = [Endpoint("a")]
-    ahead = 100
-    keeper = make_keeper(
-        lambda: listed, expire_after=1.5, clock=lambda: trio.current_time() + ahead
-    )
-    async with running(keeper) as run:
-        run.send(one("a"), one("a"))
-        await trio.sleep(0.5)
-        ahead -= 50
-        await trio.sleep(1)
-        listed.clear()
-        await trio.sleep(2)
-        listed.append(Endpoint("a"))
-        run.send(one("a"))
-        await trio.sleep(1)
-        before, after = run.received()
-    assert (before.metrics["total"], after.metrics["total"]) == (2, 1)
-    assert before.start_timestamp < after.start_timestamp <= after.timestamp

@@ -834,6 +834,28 @@ async def test_a_target_that_returns_at_the_tick_when_its_time_is_up_starts_from
     assert keeper.statistics().expired == 1
 
 
+@pytest.mark.parametrize("step", [0, -50])
+async def test_a_target_begins_anew_with_a_later_start_though_the_clock_does_not_go_on(
+    autojump_clock, step
+):
+    listed = [Endpoint("a")]
+    time = 100.0
+    keeper = make_keeper(lambda: listed, expire_after=1.5, clock=lambda: time)
+    async with running(keeper) as run:
+        run.send(one("a"), one("a"))
+        await trio.sleep(0.5)
+        time += step
+        await trio.sleep(1)
+        listed.clear()
+        await trio.sleep(2)
+        listed.append(Endpoint("a"))
+        run.send(one("a"))
+        await trio.sleep(1)
+        before, after = run.received()
+    assert (before.metrics["total"], after.metrics["total"]) == (2, 1)
+    assert before.start_timestamp < after.start_timestamp <= after.timestamp
+
+
 async def test_by_default_targets_expire_after_ten_intervals(autojump_clock):
     listed = [Endpoint("a")]
     keeper = make_keeper(targets=lambda: listed, export_interval=2)

@@ -262,8 +262,8 @@ class _Config(Config):
     errorlog = _logger
     # Seconds for a first request, and until the next.
     keep_alive_timeout = 5.0
-    # Seconds in which a client must send something, which it does not do as it reads an
-    # answer. There is no other limit for one that begins with HTTP/2 and then is silent.
+    # Seconds in which a client must send something, though it does not as it reads an
+    # answer. One that begins with HTTP/2 and then is silent meets no other limit.
     read_timeout = 300
 
 

@@ -294,8 +294,8 @@ async def test_a_directory_is_no_file(tmp_path):
     assert caught.value.filename == str(tmp_path)
 
 
-async def test_a_file_that_cannot_be_read_is_appended(path, monkeypatch):
-    path.write_text(lines(1))
+async def test_a_file_that_cannot_be_read_is_appended_as_it_is(path, monkeypatch):
+    path.write_text(lines(1) + "torn? ")
     opened = Path.open
 
     def unreadable(self, mode="r", **options):
@@ -306,7 +306,7 @@ async def test_a_file_that_cannot_be_read_is_appended(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", unreadable)
         await write_lines(channel_of(export(2)), path)
-    assert path.read_text() == lines(1, 2)
+    assert path.read_text() == lines(1) + "torn? " + lines(2)
 
 
 # Rotation

@@ -93,7 +93,7 @@ class KeeperStatistics:
     """EventMetrics that were sent."""
 
     ticks_missed: int
-    """Ticks that were skipped because the pass before took too long."""
+    """Ticks that were skipped because the pass before took too long, once it was over."""
 
     duplicates: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""

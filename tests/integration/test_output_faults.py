@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import socket
 import struct
@@ -186,16 +187,21 @@ async def take_too_long(stream):
 
 async def take_too_long_to_end(stream):
     await hang_up_after_the_request(stream)
-    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+    await stream.send_all(HALF_A_BODY)
     await trio.sleep_forever()
 
 
-def say(answer):
+def say(answer, then=hang_up):
     async def answering(stream):
         await hang_up_after_the_request(stream)
         await stream.send_all(answer)
+        await then(stream)
 
     return answering
+
+
+HALF_A_HEAD = b"HTTP/1.1 200 OK\r\nContent-Le"
+HALF_A_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"
 
 
 def answer(status, *headers, body=b""):
@@ -230,6 +236,7 @@ async def delivering(url, **options):
 
 def assert_it_has_all(collector, keeper):
     """See that what came was cumulative, in order, and at last the keeper's totals."""
+    assert totals_of(keeper.snapshot()).keys() == set(KEYS)
     for kept in keeper.snapshot():
         points = collector.of(kept.labels["dst"])
         values = [point.as_int for point in points]
@@ -243,33 +250,53 @@ def assert_it_has_all(collector, keeper):
 
 RETRIED, GIVEN_UP = "; retrying, with ", "; not retried"
 
+# Which of them it is depends on which side is faster.
+CUT_OFF = "(Connect|Write|Read|RemoteProtocol)Error: "
+
 
 @pytest.mark.parametrize(
     ("fault", "logged", "consequence"),
     [
-        (hang_up, "Error: ", RETRIED),
-        (reset, "Error: ", RETRIED),
-        (hang_up_within_the_request, "Error: ", RETRIED),
-        (reset_within_the_request, "Error: ", RETRIED),
+        (hang_up, CUT_OFF, RETRIED),
+        (reset, CUT_OFF, RETRIED),
+        (hang_up_within_the_request, CUT_OFF, RETRIED),
+        (reset_within_the_request, CUT_OFF, RETRIED),
         (hang_up_after_the_request, "RemoteProtocolError: ", RETRIED),
         (reset_after_the_request, "ReadError: ", RETRIED),
+        (say(HALF_A_HEAD), "RemoteProtocolError: ", RETRIED),
+        (say(HALF_A_HEAD, then=reset), "ReadError: ", RETRIED),
+        (say(HALF_A_BODY), "RemoteProtocolError: ", RETRIED),
+        (say(HALF_A_BODY, then=reset), "ReadError: ", RETRIED),
         (take_too_long, "no answer within 0.5 s", RETRIED),
         (take_too_long_to_end, "no answer within 0.5 s", RETRIED),
         (answer(429, b"Retry-After: 0"), "status 429", RETRIED),
+        (answer(429, b"Retry-After: \xff"), "status 429", RETRIED),
         (answer(503), "status 503", RETRIED),
         (answer(503, b"Retry-After: soon"), "status 503", RETRIED),
         (answer(400, body=b"bad"), "status 400: 'bad'", GIVEN_UP),
         (answer(500), "status 500", GIVEN_UP),
+        (answer(101, b"Upgrade: h2c"), "RemoteProtocolError: ", RETRIED),
         (answer(307, b"Location: http://localhost/x"), "status 307", GIVEN_UP),
+        (answer(307, b"Location: :nowhere:"), "ValueError: ", RETRIED),
+        (answer(307, b"Location: http://[::1"), "status 307", GIVEN_UP),
+        (answer(307, b"Location: \xff\xfe://"), "status 307", GIVEN_UP),
         (partial_success(), "a partial success: 'too old', 1 data points", GIVEN_UP),
         (say(b"\0\xff" * 50 + b"\r\n\r\n"), "RemoteProtocolError: ", RETRIED),
         (
             say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz"),
-            "Error: ",
+            "RemoteProtocolError: ",
             RETRIED,
         ),
-        (say(b"HTTP/1.1 200 OK\r\nContent-Length: z\r\n\r\n"), "Error: ", RETRIED),
-        (say(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000), "Error: ", RETRIED),
+        (
+            say(b"HTTP/1.1 200 OK\r\nContent-Length: z\r\n\r\n"),
+            "RemoteProtocolError: ",
+            RETRIED,
+        ),
+        (
+            say(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000),
+            "RemoteProtocolError: ",
+            RETRIED,
+        ),
     ],
 )
 async def test_a_collector_that_fails_gets_the_totals_when_it_is_well(
@@ -286,9 +313,7 @@ async def test_a_collector_that_fails_gets_the_totals_when_it_is_well(
     assert_it_has_all(collector, keeper)
     assert collector.faults_left == 0
     first, *_, last = caplog.messages
-    assert first.startswith(f"{url}/v1/metrics: ")
-    assert logged in first
-    assert consequence in first
+    assert re.match(f"{re.escape(url)}/v1/metrics: {logged}.*{consequence}", first)
     assert last == f"{url}/v1/metrics: works again"
 
 
@@ -302,20 +327,29 @@ async def server(handler):
         nursery.cancel_scope.cancel()
 
 
-async def test_an_answer_that_makes_no_sense_ends_nothing(no_long_pauses):
-    for nonsense in (
-        b"HTTP/1.1 307 X\r\nLocation: :nowhere:\r\n",
-        b"HTTP/1.1 307 X\r\nLocation: http://[::1\r\n",
-        b"HTTP/1.1 307 X\r\nLocation: \xff\xfe://\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n",
-        b"HTTP/1.1 429 X\r\nRetry-After: \xff\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n",
-    ):
-        head = nonsense + b"Connection: close\r\nContent-Length: 3\r\n\r\nabc"
-        collector = Collector(say(head), faults=1)
-        async with server(collector) as url, delivering(url) as keeper:
-            await collector.well.wait()
-        assert_it_has_all(collector, keeper)
+async def test_what_a_collector_took_before_it_hung_up_comes_to_it_again(no_long_pauses):
+    async def take_and_hang_up(stream):
+        collector.take(await request_on(stream, h11.Connection(h11.SERVER)))
+
+    collector = Collector(take_and_hang_up, faults=1)
+    send, receive = trio.open_memory_channel[EventMetrics](1)
+    with send:
+        send.send_nowait(EventMetrics(5, 2, {"dst": "a"}, {"total": 7}))
+    with trio.fail_after(PATIENCE):
+        async with server(collector) as url:
+            await OTLPExporter(url, compression=None, timeout=PATIENCE).run(receive)
+    taken, again = collector.of("a")
+    assert taken == again
+    assert taken.as_int == 7
+
+
+async def test_a_success_whose_body_makes_no_sense_is_a_success(no_long_pauses, caplog):
+    caplog.set_level("INFO", "trio_statskeeper")
+    collector = Collector(answer(200, b"Content-Encoding: gzip", body=b"abc"), faults=1)
+    async with server(collector) as url, delivering(url) as keeper:
+        await collector.well.wait()
+    assert_it_has_all(collector, keeper)
+    assert caplog.messages == []
 
 
 @pytest.fixture
@@ -411,6 +445,15 @@ async def read_half_of_the_answer(stream):
     assert (await stream.receive_some(15)) == b"HTTP/1.1 200 \r\n"
 
 
+async def read_the_answer(stream):
+    await read_half_of_the_answer(stream)
+    end = b""
+    while end != b"\r\n0\r\n\r\n":
+        received = await stream.receive_some()
+        assert received
+        end = (end + received)[-7:]
+
+
 async def stay(stream):
     await trio.lowlevel.checkpoint()
 
@@ -454,6 +497,7 @@ async def scraped(address):
         send_something_else,
         send_a_request,
         read_half_of_the_answer,
+        read_the_answer,
     ],
 )
 async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault, then):
@@ -469,13 +513,14 @@ async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault
 
 
 @pytest.mark.parametrize("fault", [connect_and_say_nothing, send_half_a_request])
-async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, fault):
+async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, caplog, fault):
     monkeypatch.setattr(prometheus._Config, "keep_alive_timeout", 0.1)
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
         async with stream:
             await fault(stream)
             assert await stream.receive_some() == b""
+    assert caplog.messages == []
 
 
 async def test_a_scraper_that_sends_something_else_is_told_so(caplog):
@@ -643,6 +688,75 @@ async def test_a_file_closed_by_somebody_else_ends_writing_and_costs_no_total(pa
         close_descriptors_of(path)
     written.assert_it_failed(errno.EBADF)
     await written.assert_the_next_file_is_right(path.with_suffix(".new"))
+
+
+async def test_a_rotated_file_that_cant_be_opened_anew_ends_writing_and_costs_no_total(
+    tmp_path,
+):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    path = folder / "metrics.json"
+    written = Written(path)
+    async with written.writing():
+        await until(lambda: path.exists() and path.stat().st_size)
+        folder.rename(tmp_path / "log.1")
+    written.assert_it_failed(errno.ENOENT)
+    await written.assert_the_next_file_is_right(tmp_path / "metrics.json")
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A FIFO that has a reader, and that reader."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", 0) as reader:
+        yield path, reader
+
+
+def fill(fifo):
+    with os.fdopen(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb", 0) as writer:
+        while writer.write(b"\0" * 512):
+            pass
+
+
+async def test_a_pipe_that_nobody_reads_any_more_ends_writing_and_costs_no_total(
+    path, pipe
+):
+    fifo, reader = pipe
+    written = Written(fifo)
+    async with written.writing():
+        await until(reader.read)
+        reader.close()
+    written.assert_it_failed(errno.EPIPE)
+    await written.assert_the_next_file_is_right(path)
+
+
+async def test_a_disk_that_is_stuck_costs_ticks_and_no_total(pipe, caplog):
+    fifo, reader = pipe
+    fill(fifo)
+    written = Written(fifo)
+    lines = []
+
+    async def read():
+        found = await trio.to_thread.run_sync(texts_of, fifo, abandon_on_cancel=True)
+        lines.extend(found)
+
+    async with written.writing():
+        # Should the test fail, the reader goes: else the write would never end.
+        with reader:
+            async with trio.open_nursery() as nursery:
+                # To feed so many takes longer than some export intervals.
+                await until(lambda: written.keeper.statistics().folded >= 100)
+                nursery.start_soon(read)
+                await until(lambda: written.keeper.statistics().ticks_missed)
+                written.feeder.stopped.set()
+    assert written.raised is None
+    assert written.keeper_raised is None
+    assert caplog.messages == []
+    assert len(lines) == written.keeper.statistics().exports_sent
+    totals = totals_of(map(from_json, lines))
+    assert totals == totals_of(written.keeper.snapshot())
+    assert sum(totals.values()) == written.feeder.sent
 
 
 async def test_a_full_disk_behind_fan_out_does_not_touch_the_other_output(path, caplog):

@@ -50,7 +50,7 @@ async def scraper_that_reads_nothing(
 
 
 async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending(
-    exporter, served, monkeypatch
+    exporter, served, monkeypatch, caplog
 ):
     monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 1_000)
     async with trio.open_nursery() as nursery:
@@ -59,16 +59,18 @@ async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(30):
                 await served.wait()
+    assert caplog.messages == []
 
 
 async def test_a_scraper_that_reads_nothing_is_not_waited_for(
-    exporter, served, nursery, monkeypatch
+    exporter, served, nursery, monkeypatch, caplog
 ):
     monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 0.1)
     address = await nursery.start(exporter.serve, 0)
     async with scraper_that_reads_nothing(address):
         with trio.fail_after(30):
             await served.wait()
+    assert caplog.messages == []
 
 
 async def test_a_scraper_that_goes_away_is_no_problem(exporter, served, nursery, caplog):

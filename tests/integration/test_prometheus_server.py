@@ -333,6 +333,7 @@ def test_a_program_that_starts_again_is_one_reset_of_its_counters(
         program.probe(before)
         prometheus.wait_for(success, more_than(30))
         program.kill()
+        killed = program.exports("http")[-1]
     with answering("a", report) as after:
         program.probe(after)
         # By the next scrape, it must not have counted as far again.
@@ -343,6 +344,7 @@ def test_a_program_that_starts_again_is_one_reset_of_its_counters(
     prometheus.wait_for(success, exactly(len(after.reported)))
     program.stop()
     prometheus.wait_for("up == 0", bool)
+    assert program.exports("http")[-1].start_timestamp > killed.timestamp
 
     for counter in (
         success,

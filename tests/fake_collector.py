@@ -92,7 +92,8 @@ class Collector:
         answer = self.script[0] if len(self.script) == 1 else self.script.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        await trio.sleep(answer.after)
+        async with trio.open_nursery():  # as real connections have, while they are made
+            await trio.sleep(answer.after)
         headers = [
             (name.encode(), text.encode("latin-1")) for name, text in answer.headers.items()
         ]

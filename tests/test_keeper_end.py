@@ -7,13 +7,16 @@ import math
 import signal
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import pytest
 import trio
 from helpers import Result, make_keeper, one, running, totals
+from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import Endpoint, EventMetrics, Gauge, ProbeResult, StatsKeeper
+from trio_statskeeper._keeper import bare_nursery
 
 # Rule 10: the end of input is a clean end
 
@@ -471,6 +474,41 @@ async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clo
         assert raised() is None
     finally:
         gc.enable()
+
+
+async def raise_as_it_is_cancelled() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise LookupError
+
+
+async def sleep_in_a_nursery() -> None:
+    async with trio.open_nursery():
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "raised"),
+    [
+        ([trio.sleep_forever], trio.Cancelled),
+        ([sleep_in_a_nursery], trio.Cancelled),
+        ([raise_as_it_is_cancelled, sleep_in_a_nursery], LookupError),
+        ([sleep_in_a_nursery, raise_as_it_is_cancelled], LookupError),
+    ],
+)
+async def test_a_nursery_that_is_cancelled_raises_a_bare_exception(tasks, raised):
+    with trio.CancelScope() as scope, suppress(LookupError):
+        try:
+            async with bare_nursery() as nursery:
+                for task in tasks:
+                    nursery.start_soon(task)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        except BaseException as error:
+            caught = type(error)
+            raise
+    assert caught is raised
 
 
 async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_clock):

@@ -663,7 +663,7 @@ async def test_totals_that_the_collector_refuses_after_the_end_are_logged_as_und
     collector, autojump_clock, caplog
 ):
     collector.script = [Answer(400)]
-    async with exporting() as run:
+    async with exporting(statistics=[make_keeper()]) as run:
         await run.send(export("a", 1), export("b", 1))
         await trio.sleep(1)
         await run.send(export("a", 2))
@@ -673,6 +673,21 @@ async def test_totals_that_the_collector_refuses_after_the_end_are_logged_as_und
         f"{URL}: status 400; not retried",
         f"{URL}: the totals of 1 targets were not delivered",
     ]
+
+
+@pytest.mark.parametrize(("status", "undelivered"), [(200, 0), (400, 1)])
+async def test_refused_totals_do_not_count_as_undelivered_if_newer_ones_follow(
+    collector, autojump_clock, caplog, status, undelivered
+):
+    collector.script = [Answer(400, after=3), Answer(status)]
+    async with exporting() as run:
+        await run.send(export("a", 1))
+        await trio.sleep(1)
+        await run.send(export("a", 2))
+        run.exports.close()
+        await run.ended.wait()
+    messages = [f"{URL}: the totals of 1 targets were not delivered"] * undelivered
+    assert caplog.messages[1:] == messages
 
 
 class Cancelled:

@@ -13,6 +13,8 @@ import httpx2
 import prometheus_client
 import pytest
 import trio
+from h2.connection import H2Connection
+from h2.settings import SettingCodes
 from helpers import channel_of, make_keeper, one, running
 from hypothesis import given
 from hypothesis import strategies as st
@@ -765,6 +767,24 @@ async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on
     address = await nursery.start(PrometheusExporter().serve, 0)
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + then)
+        with trio.fail_after(30):
+            while await stream.receive_some():
+                pass
+
+
+async def test_a_client_that_by_http_2_never_lets_an_answer_be_sent_is_hung_up_on(
+    nursery, monkeypatch
+):
+    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr(module._Config, "keep_alive_timeout", 0.1)
+    client = H2Connection()
+    client.initiate_connection()
+    client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    head = {":method": "GET", ":scheme": "http", ":authority": "x", ":path": "/metrics"}
+    client.send_headers(1, head.items(), end_stream=True)
+    address = await nursery.start(PrometheusExporter().serve, 0)
+    async with await trio.open_tcp_stream(*address) as stream:
+        await stream.send_all(client.data_to_send())
         with trio.fail_after(30):
             while await stream.receive_some():
                 pass

@@ -88,7 +88,7 @@ class Endpoint:
 
 
 def endpoints_of(targets: Callable[[], Iterable[Endpoint]]) -> list[Endpoint]:
-    """Return a copy of what `targets` returns, which the user may change at any time."""
+    """Return a list of what `targets` returns: the user may change theirs at any time."""
     endpoints = targets()
     if not isinstance(endpoints, Iterable):
         raise TypeError(f"targets must return Endpoints, got {quote(endpoints)}")

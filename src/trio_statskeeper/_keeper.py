@@ -36,11 +36,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 from types import MappingProxyType
-from typing import final
+from typing import cast, final
 
 import attrs
 import trio
@@ -93,7 +93,7 @@ class KeeperStatistics:
     """EventMetrics that were sent."""
 
     ticks_missed: int
-    """Ticks that were skipped because the pass before took too long, once it was over."""
+    """Ticks that were skipped because the pass before took too long, counted at its end."""
 
     duplicates: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
@@ -538,21 +538,31 @@ def _is_open(exports: trio.MemorySendChannel[EventMetrics]) -> bool:
 async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery that wraps nothing in a group.
 
-    If tasks raise several exceptions, the first is raised, but rather one that is to end
-    the program, such as KeyboardInterrupt; those of other classes are logged.
+    If tasks raise several, one is raised: the first that is no Exception (but, say, a
+    KeyboardInterrupt), or else the first. Those of other classes are logged.
     """
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        raised = group.exceptions
+        chosen = next(leaves(group))  # tasks may have nurseries, too
+        others = group.split(trio.Cancelled)[1]
     else:
         return
-    errors = [e for e in raised if not isinstance(e, trio.Cancelled)] or raised
-    chosen = min(errors, key=lambda error: isinstance(error, Exception))
-    for other in (error for error in errors if type(error) is not type(chosen)):
-        _logger.error("another exception in the same nursery", exc_info=other)
+    if others is not None:
+        chosen = min(others.exceptions, key=lambda error: isinstance(error, Exception))
+        for other in (e for e in others.exceptions if type(e) is not type(chosen)):
+            _logger.error("another exception in the same nursery", exc_info=other)
     try:
         raise chosen
     finally:
-        del raised, errors, chosen  # else they'd refer to themselves, by their tracebacks
+        del others, chosen  # else they'd refer to themselves, by their tracebacks
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Go through the exceptions of a group, and of groups within it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

@@ -20,7 +20,7 @@ import logging
 import math
 import sys
 from bisect import insort
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
 from inspect import iscoroutinefunction
@@ -32,7 +32,7 @@ import trio
 
 from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint, endpoints_of
-from ._keeper import bare_nursery
+from ._keeper import bare_nursery, leaves
 from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
 
@@ -441,26 +441,17 @@ class Prober:
 
     def _error(self, target: _Target, raised: BaseException) -> str:
         """Return the name of the exception's class, and log the first of that class."""
-        error = next(_leaves(raised))
+        error = next(leaves(raised))
         if type(error) not in target.logged:
             target.logged.add(type(error))
             _logger.warning("%s: the probe failed", target.endpoint.key, exc_info=raised)
         return type(error).__name__
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Go through the exceptions of a group, and of groups within it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
 def _but_exceptions(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return a KeyboardInterrupt or the like, else a `Cancelled`, else None."""
-    leaves = [leaf for leaf in _leaves(group) if not isinstance(leaf, Exception)]
-    return min(leaves, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=None)
+    exits = [leaf for leaf in leaves(group) if not isinstance(leaf, Exception)]
+    return min(exits, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=None)
 
 
 def _share(key: str) -> float:

@@ -330,7 +330,7 @@ class _Run:
     own_families: Families = attrs.field(init=False, factory=lambda: Families(PREFIX, HELP))
     # Those that were logged since the last success.
     problems: set[str] = attrs.field(init=False, factory=set[str])
-    # Targets whose totals were refused, and that have no next export.
+    # Targets whose last totals were refused.
     refused: int = attrs.field(init=False, default=0)
 
     async def until_the_end(self) -> None:
@@ -362,19 +362,20 @@ class _Run:
         ) as client:
             url = url.copy_with(userinfo=b"")
             while await self._wait():
-                delay = _FIRST_DELAY
+                delay, problem = _FIRST_DELAY, None
                 while True:
                     request = await self._build()
                     if not request.size:
                         break
                     problem = await self._post(client, url, request)
                     self._report(problem)
-                    if problem is not None and problem.refused and self.ended.is_set():
-                        self.refused += len(request.exports)
                     if problem is None or not problem.retried:
                         break
                     delay = await self._pause(delay, problem.retry_after)
+                waited = len(self.waiting)
                 self.waiting.done(request.exports)
+                if problem is not None and problem.refused and self.ended.is_set():
+                    self.refused += waited - len(self.waiting)
 
     async def _wait(self) -> bool:
         """Wait until there is something to send; return False if that is never."""

@@ -50,6 +50,9 @@ _CHUNK = 2**16
 # Seconds after which a scraper that reads nothing of what was sent to it counts as gone.
 _UNREAD_TIMEOUT = 10.0
 
+# Seconds that an answer may take: by HTTP/2, a client can have it wait for ever.
+_ANSWER_TIMEOUT = 300.0
+
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 _LAST_EXPORT = "last_export_timestamp_seconds"
@@ -204,17 +207,18 @@ class PrometheusExporter(Collector):
 
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer a request, as an ASGI application."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-        elif scope["path"] not in _PATHS:
-            await _send_text(send, 404, "Not found: metrics are at /metrics\n")
-        elif scope["method"] not in ("GET", "HEAD"):
-            allow = (b"allow", b"GET, HEAD")
-            await _send_text(send, 405, "Method not allowed: use GET\n", allow)
-        elif scope["path"] == "/":
-            await _send_text(send, 200, "trio-statskeeper: metrics are at /metrics\n")
-        else:
-            await self._send_metrics(send)
+        with trio.move_on_after(_ANSWER_TIMEOUT):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})
+            elif scope["path"] not in _PATHS:
+                await _send_text(send, 404, "Not found: metrics are at /metrics\n")
+            elif scope["method"] not in ("GET", "HEAD"):
+                allow = (b"allow", b"GET, HEAD")
+                await _send_text(send, 405, "Method not allowed: use GET\n", allow)
+            elif scope["path"] == "/":
+                await _send_text(send, 200, "trio-statskeeper: metrics are at /metrics\n")
+            else:
+                await self._send_metrics(send)
 
     async def _send_metrics(self, send: _Send) -> None:
         page = self._page
@@ -262,8 +266,8 @@ class _Config(Config):
     errorlog = _logger
     # Seconds for a first request, and until the next.
     keep_alive_timeout = 5.0
-    # Seconds in which a client must send something, though it does not as it reads an
-    # answer. One that begins with HTTP/2 and then is silent meets no other limit.
+    # Seconds in which nothing comes from the client, as while it reads a long answer. A
+    # client that announces HTTP/2, but requests nothing, meets no other limit.
     read_timeout = 300
 
 

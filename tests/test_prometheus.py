@@ -782,7 +782,9 @@ async def test_a_client_that_by_http_2_never_lets_an_answer_be_sent_is_hung_up_o
     client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
     head = {":method": "GET", ":scheme": "http", ":authority": "x", ":path": "/metrics"}
     client.send_headers(1, head.items(), end_stream=True)
-    address = await nursery.start(PrometheusExporter().serve, 0)
+    exporter = PrometheusExporter()
+    await feed(exporter, export())
+    address = await nursery.start(exporter.serve, 0)
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(client.data_to_send())
         with trio.fail_after(30):

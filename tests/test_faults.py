@@ -453,6 +453,13 @@ async def test_a_consumer_that_closes_its_channel_costs_only_exports(
     await assert_nothing_is_lost(run)
 
 
+async def fail(run, phase):
+    """Be a consumer that closes its channel as it raises."""
+    with run.exports:
+        await phase(run)
+        raise LookupError
+
+
 @pytest.mark.parametrize(
     ("phase", "raised"),
     [
@@ -467,16 +474,10 @@ async def test_a_consumer_that_raises_takes_the_keeper_along_and_costs_only_expo
     autojump_clock, phase, raised
 ):
     run = run_for_a_consumer()
-
-    async def consume():
-        with run.exports:
-            await phase(run)
-            raise LookupError
-
     with pytest.RaisesGroup(LookupError):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run.keep)
-            nursery.start_soon(consume)
+            nursery.start_soon(fail, run, phase)
     assert type(run.raised) is raised
     await assert_nothing_is_lost(run)
 
@@ -485,16 +486,10 @@ async def test_what_a_consumer_raises_stands_beside_what_the_keeper_then_raises(
     autojump_clock,
 ):
     run = run_for_a_consumer()
-
-    async def consume():
-        with run.exports:
-            await within_a_pass(run)
-            raise LookupError
-
     with pytest.RaisesGroup(LookupError, trio.BrokenResourceError):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run.keeper.run, run._results, run._exports)
-            nursery.start_soon(consume)
+            nursery.start_soon(fail, run, within_a_pass)
 
 
 async def test_the_flush_waits_for_a_consumer_that_raised_but_left_its_channel_open(

@@ -16,7 +16,7 @@ from helpers import Result, make_keeper, one, running, totals
 from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import Endpoint, EventMetrics, Gauge, ProbeResult, StatsKeeper
-from trio_statskeeper._keeper import bare_nursery
+from trio_statskeeper._nursery import open_flat_nursery
 
 # Rule 10: the end of input is a clean end
 
@@ -500,7 +500,7 @@ async def sleep_in_a_nursery() -> None:
 async def test_a_nursery_that_is_cancelled_raises_a_bare_exception(tasks, raised):
     with trio.CancelScope() as scope, suppress(LookupError):
         try:
-            async with bare_nursery() as nursery:
+            async with open_flat_nursery() as nursery:
                 for task in tasks:
                     nursery.start_soon(task)
                 await wait_all_tasks_blocked()

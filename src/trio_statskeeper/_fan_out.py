@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from ._event_metrics import EventMetrics
-from ._keeper import bare_nursery
 from ._newest import Newest
+from ._nursery import open_flat_nursery
 
 _logger = logging.getLogger("trio_statskeeper")
 
@@ -43,7 +43,7 @@ async def fan_out(
         raise ValueError("fan_out needs at least one output, got none")
     queues = [_Queue(output) for output in outputs]
     with exports:
-        async with bare_nursery() as nursery:
+        async with open_flat_nursery() as nursery:
             for queue in queues:
                 nursery.start_soon(_deliver, queue, queues, nursery.cancel_scope)
             async for export in exports:

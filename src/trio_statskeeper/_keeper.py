@@ -24,8 +24,8 @@ The end comes in one of three ways:
 - A task raises, for instance because nobody listens to the exports any more: the other
   task is cancelled, and the buffer folded in as above.
 
-The two tasks stand in a nursery, which wraps what they raise in a group; `bare_nursery`
-takes it out again.
+The two tasks run in a nursery, which wraps what they raise in a group;
+`open_flat_nursery` unwraps it.
 
 KeyboardInterrupt can't strike where results are folded in (it waits for a checkpoint),
 lest a result be lost between its receipt and the totals.
@@ -36,11 +36,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from types import MappingProxyType
-from typing import cast, final
+from typing import final
 
 import attrs
 import trio
@@ -48,6 +47,7 @@ import trio
 from ._checks import above_zero, is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
 from ._event_metrics import EventMetrics, unchecked_event_metrics
+from ._nursery import open_flat_nursery
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
 from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
 
@@ -324,7 +324,7 @@ class StatsKeeper:
     ) -> None:
         await self._relist()
         ended = trio.Event()
-        async with bare_nursery() as nursery:
+        async with open_flat_nursery() as nursery:
             nursery.start_soon(self._fold_results, results, ended)
             nursery.start_soon(self._export_at_ticks, exports, ended)
 
@@ -532,37 +532,3 @@ def _is_open(exports: trio.MemorySendChannel[EventMetrics]) -> bool:
     except trio.ClosedResourceError:
         return False
     return exports.statistics().open_receive_channels > 0
-
-
-@asynccontextmanager
-async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
-    """Open a nursery that wraps nothing in a group.
-
-    If tasks raise several, one is raised: the first that is no Exception (but, say, a
-    KeyboardInterrupt), or else the first. Those of other classes are logged.
-    """
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        chosen = next(leaves(group))  # tasks may have nurseries, too
-        others = group.split(trio.Cancelled)[1]
-    else:
-        return
-    if others is not None:
-        chosen = min(others.exceptions, key=lambda error: isinstance(error, Exception))
-        for other in (e for e in others.exceptions if type(e) is not type(chosen)):
-            _logger.error("another exception in the same nursery", exc_info=other)
-    try:
-        raise chosen
-    finally:
-        del others, chosen  # else they'd refer to themselves, by their tracebacks
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Go through the exceptions of a group, and of groups within it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(inner)
-    else:
-        yield error

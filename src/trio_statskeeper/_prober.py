@@ -32,7 +32,7 @@ import trio
 
 from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint, endpoints_of
-from ._keeper import bare_nursery, leaves
+from ._nursery import leaf_exceptions, open_flat_nursery
 from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
 
@@ -260,7 +260,7 @@ class Prober:
                 start = trio.current_time()
                 endpoints = endpoints_of(self.targets)
                 task_status.started()
-                async with bare_nursery() as runs:
+                async with open_flat_nursery() as runs:
                     await self._start_runs(start, endpoints, results, runs)
         finally:
             progress.targets.clear()
@@ -441,7 +441,7 @@ class Prober:
 
     def _error(self, target: _Target, raised: BaseException) -> str:
         """Return the name of the exception's class, and log the first of that class."""
-        error = next(leaves(raised))
+        error = next(leaf_exceptions(raised))
         if type(error) not in target.logged:
             target.logged.add(type(error))
             _logger.warning("%s: the probe failed", target.endpoint.key, exc_info=raised)
@@ -450,7 +450,7 @@ class Prober:
 
 def _but_exceptions(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return a KeyboardInterrupt or the like, else a `Cancelled`, else None."""
-    exits = [leaf for leaf in leaves(group) if not isinstance(leaf, Exception)]
+    exits = [leaf for leaf in leaf_exceptions(group) if not isinstance(leaf, Exception)]
     return min(exits, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=None)
 
 

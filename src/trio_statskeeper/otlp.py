@@ -44,8 +44,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from ._checks import above_zero, zero_or_more
 from ._event_metrics import EventMetrics
 from ._families import Families
-from ._keeper import bare_nursery
 from ._newest import Newest
+from ._nursery import open_flat_nursery
 from ._otlp_request import Request
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._values import quote
@@ -334,7 +334,7 @@ class _Run:
     refused: int = attrs.field(init=False, default=0)
 
     async def until_the_end(self) -> None:
-        async with bare_nursery() as nursery:
+        async with open_flat_nursery() as nursery:
             nursery.start_soon(self._send)
             async for export in self.exports:
                 self.waiting.put(export)

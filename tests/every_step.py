@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
@@ -111,12 +112,19 @@ class Interruption(trio.abc.Instrument):
 Play: TypeAlias = Callable[[Interruption], Awaitable[None]]
 
 
-def perform(play: Play, interruption: Interruption, *, mock_clock: bool = True) -> None:
-    """Run `play`, with all that Trio leaves to chance the same in each run."""
-    clock = MockClock(autojump_threshold=0) if mock_clock else None
+@contextmanager
+def deterministic_scheduling() -> Iterator[None]:
+    """Have all that Trio leaves to chance be the same in each run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_run, "_r", random.Random(1))  # noqa: S311  # that is the point
         patch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        yield
+
+
+def perform(play: Play, interruption: Interruption, *, mock_clock: bool = True) -> None:
+    """Run `play`, the same way each time until it is interrupted."""
+    clock = MockClock(autojump_threshold=0) if mock_clock else None
+    with deterministic_scheduling():
         trio.run(_whole, play, interruption, clock=clock, instruments=[interruption])
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TypeAlias, final
 
 import attrs
+import trio
 
 from ._values import plain_str, quote
 
@@ -87,8 +88,12 @@ class Endpoint:
     """
 
 
+@trio.lowlevel.disable_ki_protection
 def endpoints_of(targets: Callable[[], Iterable[Endpoint]]) -> list[Endpoint]:
-    """Return a list of what `targets` returns: the user may change theirs at any time."""
+    """Return a list of what `targets` returns: the user may change theirs at any time.
+
+    Ctrl-C can end `targets` even if it loops endlessly.
+    """
     endpoints = targets()
     if not isinstance(endpoints, Iterable):
         raise TypeError(f"targets must return Endpoints, got {quote(endpoints)}")

@@ -14,6 +14,7 @@ from ._nursery import open_flat_nursery
 _logger = logging.getLogger("trio_statskeeper")
 
 
+@trio.lowlevel.enable_ki_protection
 async def fan_out(
     exports: trio.MemoryReceiveChannel[EventMetrics],
     *outputs: trio.MemorySendChannel[EventMetrics],
@@ -53,6 +54,7 @@ async def fan_out(
                 queue.waiting.end()
 
 
+@trio.lowlevel.enable_ki_protection
 async def _deliver(  # noqa: ASYNC910  # delivering has checkpoints, failing too
     queue: _Queue, queues: list[_Queue], all_of_it: trio.CancelScope
 ) -> None:

@@ -354,6 +354,7 @@ class StatsKeeper:
                         break
         ended.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _export_at_ticks(
         self, exports: trio.MemorySendChannel[EventMetrics], ended: trio.Event
     ) -> None:

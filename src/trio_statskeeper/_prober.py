@@ -234,6 +234,7 @@ class Prober:
                 f"and an interval of {self.interval!r}"
             )
 
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self,
         results: trio.MemorySendChannel[ProbeResult],
@@ -356,6 +357,7 @@ class Prober:
             target = _Target(endpoint, place, trio.Semaphore(max(overlap, 1)))
         return target
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(  # noqa: ASYNC910  # `_Gone` is raised where it waited
         self,
         target: _Target,
@@ -411,7 +413,7 @@ class Prober:
             deadline = due + self.timeout
         try:
             with trio.CancelScope(deadline=deadline) as run.scope:
-                further = _checked(await self.probe(target.endpoint))
+                further = _checked(await self._probe(target.endpoint))
         except Exception as raised:  # noqa: BLE001  # whatever it is, the run has failed
             error = self._error(target, raised)
         except BaseExceptionGroup as group:
@@ -438,6 +440,11 @@ class Prober:
         deltas["error"] = _NO_ERROR if error is None else Map("error", {error: 1})
         deltas.update(further)
         return deltas  # noqa: ASYNC910  # `_run` has checkpoints
+
+    @trio.lowlevel.disable_ki_protection
+    async def _probe(self, endpoint: Endpoint) -> Mapping[str, Value] | None:
+        """Await the probe: Ctrl-C can end it even if it loops without a checkpoint."""
+        return await self.probe(endpoint)
 
     def _error(self, target: _Target, raised: BaseException) -> str:
         """Return the name of the exception's class, and log the first of that class."""

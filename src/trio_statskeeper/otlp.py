@@ -265,6 +265,7 @@ class OTLPExporter:
             context = httpx2.create_ssl_context()
         object.__setattr__(self, "_tls", context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self,
         exports: trio.MemoryReceiveChannel[EventMetrics],
@@ -349,6 +350,7 @@ class _Run:
                 logging.WARNING, f"the totals of {targets} targets were not delivered"
             )
 
+    @trio.lowlevel.enable_ki_protection
     async def _send(self) -> None:
         url = httpx2.URL(self.exporter.endpoint)
         async with httpx2.AsyncClient(

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, chain
-from typing import Any, Protocol, TypeAlias, cast, final
+from typing import Any, Protocol, TypeAlias, TypeVarTuple, cast, final
 
 import attrs
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.trio import task_group, worker_context
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -59,6 +60,8 @@ _LAST_EXPORT = "last_export_timestamp_seconds"
 _LAST_EXPORT_HELP = "When the newest export of a keeper was taken, in Unix seconds"
 
 _PATHS = ("/", "/metrics")
+
+_Args = TypeVarTuple("_Args")
 
 # As Prometheus writes them.
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
@@ -111,6 +114,7 @@ class PrometheusExporter(Collector):
         init=False, repr=False, factory=dict[tuple[str, str], float]
     )
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
         """Take what a keeper exports, until `exports` ends. Several may run at once.
 
@@ -128,6 +132,7 @@ class PrometheusExporter(Collector):
                     self._last_exports[keeper] = export.timestamp
                 await page.drop_gone_at_times()
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(
         self,
         port: int,
@@ -155,7 +160,11 @@ class PrometheusExporter(Collector):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_upon_cancellation, streams)
-                nursery.start_soon(trio.serve_listeners, serve_stream, listeners)
+                await trio.serve_listeners(
+                    serve_stream,
+                    listeners,
+                    handler_nursery=cast("trio.Nursery", _ProtectedNursery(nursery)),
+                )
         except BaseExceptionGroup as group:
             # Nurseries within nurseries leave Cancelled in groups.
             if group.split(trio.Cancelled)[1] is not None:
@@ -183,6 +192,7 @@ class PrometheusExporter(Collector):
             last_exports.put(EventMetrics(timestamp, timestamp, labels, metrics))
         return statistics, last_exports
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_stream(
         self, streams: set[trio.SocketStream], stream: trio.SocketStream
     ) -> None:
@@ -205,6 +215,7 @@ class PrometheusExporter(Collector):
         finally:
             streams.discard(stream)
 
+    @trio.lowlevel.enable_ki_protection
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer a request, as an ASGI application."""
         with trio.move_on_after(_ANSWER_TIMEOUT):
@@ -271,6 +282,31 @@ class _Config(Config):
     read_timeout = 300
 
 
+@attrs.frozen
+class _ProtectedNursery:
+    """Starts tasks for `trio.serve_listeners`, whose own tasks are not protected.
+
+    A Ctrl-C within `Nursery.start_soon` would leave half a task behind: a nursery that
+    waits for it never ends.
+    """
+
+    nursery: trio.Nursery
+
+    @trio.lowlevel.enable_ki_protection
+    def start_soon(
+        self, function: Callable[[*_Args], Awaitable[object]], *args: *_Args
+    ) -> None:
+        self.nursery.start_soon(function, *args)
+
+
+# The tasks in which Hypercorn starts others. Of the second, which it makes anew each time,
+# all share the code that is marked.
+trio.lowlevel.enable_ki_protection(task_group._handle)  # noqa: SLF001
+trio.lowlevel.enable_ki_protection(
+    worker_context._cancel_wrapper(trio.sleep_forever)  # noqa: SLF001
+)
+
+
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
@@ -287,6 +323,7 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     return listeners
 
 
+@trio.lowlevel.enable_ki_protection
 async def _close_upon_cancellation(streams: set[trio.SocketStream]) -> None:
     """Close all connections when cancelled: Hypercorn shields its sending from that."""
     try:

@@ -147,6 +147,7 @@ async def test_of_many_targets_that_are_gone_at_once_none_is_delivered(two, auto
 async def test_an_output_that_finds_only_stale_targets_is_not_taken_for_ended(
     two, autojump_clock
 ):
+    await two.send(export("here", 1))
     await two.send(*(export(f"stale {number}", 1) for number in range(10)))
     await trio.sleep(30.5)
     await two.send(export("here", 2))

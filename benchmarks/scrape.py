@@ -121,17 +121,13 @@ async def measure(
     collector = f"http://127.0.0.1:{collector_port}"
     results_send, results = trio.open_memory_channel[ProbeResult](100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
-    to_prometheus, for_prometheus = trio.open_memory_channel[EventMetrics](0)
-    to_collector, for_collector = trio.open_memory_channel[EventMetrics](0)
     keeper = make_keeper(TARGETS, export_interval=1)
     prometheus = PrometheusExporter(statistics=[keeper])
     otlp = OTLPExporter(collector, statistics=[keeper])
     spans: list[Span] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results, exports_send)
-        nursery.start_soon(fan_out, exports, to_prometheus, to_collector)
-        nursery.start_soon(prometheus.run, for_prometheus)
-        nursery.start_soon(otlp.run, for_collector)
+        nursery.start_soon(fan_out, exports, prometheus.run, otlp.run)
         nursery.start_soon(feed, results_send)
         for _ in range(CLIENTS):
             nursery.start_soon(ask, echo_port, spans)

@@ -24,6 +24,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
@@ -346,19 +347,16 @@ class Soak:
         results_send, results = trio.open_memory_channel[ProbeResult](BUFFER)
         exports_send, exports = trio.open_memory_channel[EventMetrics](0)
         to_outputs, for_outputs = trio.open_memory_channel[EventMetrics](0)
-        to_prometheus, for_prometheus = trio.open_memory_channel[EventMetrics](0)
-        to_collector, for_collector = trio.open_memory_channel[EventMetrics](0)
-        to_lines, for_lines = trio.open_memory_channel[EventMetrics](0)
         otlp = OTLPExporter(
             str(self.other_side.base_url), timeout=DELIVERY, statistics=[self.keeper]
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.keeper.run, results, exports_send)
             nursery.start_soon(self._count_given, exports, to_outputs)
-            nursery.start_soon(fan_out, for_outputs, to_prometheus, to_collector, to_lines)
-            nursery.start_soon(self._run_prometheus, for_prometheus)
-            nursery.start_soon(otlp.run, for_collector)
-            nursery.start_soon(write_lines, for_lines, self.lines)
+            to_file = partial(write_lines, path=self.lines)
+            nursery.start_soon(
+                fan_out, for_outputs, self._run_prometheus, otlp.run, to_file
+            )
             with results_send:
                 await self._send_one_of_each(results_send)
                 async with trio.open_nursery() as producers:

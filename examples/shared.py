@@ -11,13 +11,14 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TextIO, TypeAlias
+from typing import Any, NoReturn, TextIO
 
 import trio
 
 from trio_statskeeper import (
     Endpoint,
     EventMetrics,
+    Output,
     Prober,
     StatsKeeper,
     exponential_bounds,
@@ -113,10 +114,6 @@ def host_and_port(text: str) -> Endpoint:
     raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
 
 
-# Consumes exports until they end.
-Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[None]]
-
-
 class ToStandardError(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is now: a live table puts another in its place."""
 
@@ -195,7 +192,7 @@ async def export(
     show: Output | None = None,
 ) -> None:
     """Run the outputs that the user has asked for, until `exports` ends."""
-    outputs = [show or partial(write_lines, json=args.json)]
+    outputs: list[Output] = [show or partial(write_lines, json=args.json)]
     async with trio.open_nursery() as servers:
         if args.prometheus is not None:
             prometheus = PrometheusExporter(statistics=statistics)
@@ -204,13 +201,7 @@ async def export(
             print(f"Metrics are at http://{host}:{port}/metrics.", file=sys.stderr)
         if args.otlp is not None:
             outputs.append(OTLPExporter(args.otlp, statistics=statistics).run)
-        sends: list[trio.MemorySendChannel[EventMetrics]] = []
-        async with trio.open_nursery() as nursery:
-            for output in outputs:
-                send, receive = trio.open_memory_channel[EventMetrics](0)
-                sends.append(send)
-                nursery.start_soon(output, receive)
-            nursery.start_soon(fan_out, exports, *sends)
+        await fan_out(exports, *outputs)
         servers.cancel_scope.cancel()
 
 

@@ -29,6 +29,7 @@ from trio_statskeeper import (
     ProbeResult,
     StatsKeeper,
     Value,
+    _fan_out,
     _keeper,
     _newest,
     _prober,
@@ -417,32 +418,40 @@ async def take(
             await trio.sleep(every)
 
 
-async def fan_out_to_one_that_is_slow_and_one_that_leaves(
+async def fan_out_to_one_that_is_slow_and_one_that_returns(
     interruption: Interruption,
 ) -> None:
+    def output(name: str, **options: float) -> Callable[..., Awaitable[None]]:
+        async def run(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+            ends.append(exports)
+            await take(exports, by_output[name], **options)
+
+        return run
+
     send, exports = channel()
-    to_slow, slow = channel()
-    to_leaving, leaving = channel()
     sent: dict[str, int] = {}
-    by_slow, by_leaving = defaultdict(list), defaultdict(list)
+    by_output = defaultdict(lambda: defaultdict(list))
+    ends = [exports]
+    slow = output("slow", every=0.25)
+    returning = output("returning", every=0.05, at_most=7)
     async with trio.open_nursery() as others:
         others.start_soon(partial(produce, send, sent, rounds=6, every=0.3))
-        others.start_soon(partial(take, slow, by_slow, every=0.25))
-        others.start_soon(partial(take, leaving, by_leaving, every=0.05, at_most=7))
-        raised = await interruption.watch(fan_out, exports, to_slow, to_leaving)
-        assert not is_open(exports)
-        assert not is_open(to_slow)
-        assert not is_open(to_leaving)
+        raised = await interruption.watch(fan_out, exports, slow, returning)
+        assert not any(is_open(end) for end in ends)
+        assert not any(end.statistics().open_send_channels for end in ends[1:])
     assert type(raised) in (type(None), trio.Cancelled)
-    for received in (*by_slow.values(), *by_leaving.values()):
-        assert received == sorted(set(received))
+    for received in by_output.values():
+        for totals in received.values():
+            assert totals == sorted(set(totals))
     if raised is None:
-        assert {target: received[-1] for target, received in by_slow.items()} == sent
+        newest = {target: totals[-1] for target, totals in by_output["slow"].items()}
+        assert newest == sent
 
 
 @pytest.mark.parametrize("how", ["cancel", "crash"])
-def test_fan_out_closes_all_and_sends_nothing_old(how):
-    play = fan_out_to_one_that_is_slow_and_one_that_leaves
+def test_fan_out_closes_all_and_sends_nothing_old(how, monkeypatch):
+    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    play = fan_out_to_one_that_is_slow_and_one_that_returns
     assert interrupt_everywhere(play, how) > 100
 
 

@@ -162,14 +162,11 @@ class FanningOut:
 
     async def run(self, ctrl_c: CtrlC) -> None:
         send, exports = trio.open_memory_channel[EventMetrics](0)
-        to_first, first = trio.open_memory_channel[EventMetrics](0)
-        to_second, second = trio.open_memory_channel[EventMetrics](0)
-        self.channels = [exports, to_first, to_second]
+        self.channels = [exports]
+        outputs = [PrometheusExporter().run, PrometheusExporter().run]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(PrometheusExporter().run, first)
-            nursery.start_soon(PrometheusExporter().run, second)
             nursery.start_soon(produce, send, exports_of("abc", 3), self.sent, 0.4)
-            await ctrl_c.watch(fan_out, exports, to_first, to_second)
+            await ctrl_c.watch(fan_out, exports, *outputs)
 
     def check(self) -> None:
         assert not any(map(is_open, self.channels))

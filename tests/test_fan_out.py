@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import partial
 
 import pytest
 import trio
-from helpers import make_keeper, one, running
-from hypothesis import given
-from hypothesis import strategies as st
-from trio.testing import MockClock, wait_all_tasks_blocked
+from helpers import all_from, channel_of, make_keeper, one, running
+from trio.testing import wait_all_tasks_blocked
 
-from trio_statskeeper import EventMetrics, fan_out
+from trio_statskeeper import EventMetrics, _fan_out, fan_out
+from trio_statskeeper._nursery import open_flat_nursery
+from trio_statskeeper._receiving import receive_batch
 
 
 def export(target: str, total: int, interval: float = 10) -> EventMetrics:
@@ -19,54 +21,63 @@ def export(target: str, total: int, interval: float = 10) -> EventMetrics:
 
 
 class Outputs:
-    """`fan_out` in the background, with the channels' other ends."""
+    """`fan_out` in the background, to outputs that receive only when told."""
 
     def __init__(self, nursery: trio.Nursery, count: int) -> None:
         self.exports, receive = trio.open_memory_channel[EventMetrics](0)
-        pairs = [trio.open_memory_channel[EventMetrics](0) for _ in range(count)]
-        self.receivers = [receiver for _, receiver in pairs]
-        self.received: list[list[tuple[str, int]]] = [[] for _ in pairs]
+        self.receivers: list[trio.MemoryReceiveChannel[EventMetrics]] = []
+        self.received: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+        self.returning = [trio.Event() for _ in range(count)]
         self.nursery = nursery
-        nursery.start_soon(fan_out, receive, *(send for send, _ in pairs))
+        nursery.start_soon(fan_out, receive, *[self.output] * count)
+
+    async def output(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        number = len(self.receivers)
+        self.receivers.append(exports)
+        await self.returning[number].wait()
 
     async def send(self, *exports: EventMetrics) -> None:
         for each in exports:
             await self.exports.send(each)
             await wait_all_tasks_blocked()
 
-    def listen(self, *numbers: int) -> None:
+    async def listen(self, *numbers: int) -> None:
+        """Have these outputs take all that comes, from now on."""
         for number in numbers:
             self.nursery.start_soon(self._listen, number)
+        await wait_all_tasks_blocked()
 
     async def _listen(self, number: int) -> None:
         async for each in self.receivers[number]:
             self.received[number].append((each.labels["dst"], each.metrics["total"]))
+        self.returning[number].set()
 
 
 @pytest.fixture
 async def two(nursery):
-    return Outputs(nursery, 2)
+    outputs = Outputs(nursery, 2)
+    await wait_all_tasks_blocked()
+    return outputs
 
 
 async def test_every_output_gets_every_export_in_order(two):
-    two.listen(0, 1)
+    await two.listen(0, 1)
     await two.send(export("a", 1), export("b", 1), export("a", 2))
     assert two.received == [[("a", 1), ("b", 1), ("a", 2)]] * 2
 
 
 async def test_a_stuck_output_delays_neither_the_sender_nor_the_others(two):
-    two.listen(1)
+    await two.listen(1)
     for total in range(100):
         await two.send(export("a", total), export("b", total))
     assert len(two.received[1]) == 200
 
 
 async def test_an_output_that_comes_back_gets_the_newest_of_each_target_alone(two):
-    two.listen(1)
+    await two.listen(1)
     for total in range(5):
         await two.send(export("a", total), export("b", total))
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("a", 4), ("b", 4)]
 
 
@@ -74,8 +85,7 @@ async def test_targets_that_differ_in_one_label_are_not_taken_for_each_other(two
     near = EventMetrics(1, 0, {"dst": "a", "zone": "near"}, {"total": 1})
     far = EventMetrics(1, 0, {"dst": "a", "zone": "far"}, {"total": 2})
     await two.send(near, far)
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("a", 1), ("a", 2)]
 
 
@@ -94,8 +104,7 @@ async def test_a_target_gone_for_three_intervals_is_dropped_for_a_stuck_output(
     await two.send(export("first", 1), export("gone", 1))
     await trio.sleep(30.5)
     await two.send(export("here", 2), export("here", 3))
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("here", 3)]
 
 
@@ -103,8 +112,7 @@ async def test_a_target_that_goes_on_coming_is_never_dropped(two, autojump_clock
     for total in range(10):
         await two.send(export("a", total), export("b", total))
         await trio.sleep(20)
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("a", 9), ("b", 9)]
 
 
@@ -114,8 +122,7 @@ async def test_what_a_stuck_output_holds_is_bounded_while_targets_come_and_go(
     for number in range(1000):
         await two.send(export(f"target {number}", 1))
         await trio.sleep(10)
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert len(two.received[0]) <= 4
 
 
@@ -124,8 +131,7 @@ async def test_a_target_that_seldom_comes_keeps_no_other_that_is_gone(two, autoj
     for number in range(1000):
         await two.send(export(f"target {number}", 1, interval=1))
         await trio.sleep(1)
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert len(two.received[0]) <= 5
 
 
@@ -134,120 +140,229 @@ async def test_of_many_targets_that_are_gone_at_once_none_is_delivered(two, auto
         await two.exports.send(export(f"gone {number}", 1))
     await trio.sleep(30.5)
     await two.send(export("here", 2))
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("here", 2)]
 
 
-async def test_an_offer_stands_while_other_targets_come(two):
-    await two.send(export("a", 1), export("b", 1))
-    tasks = two.receivers[0].statistics().tasks_waiting_send
-    steps = 0
+async def test_an_output_that_finds_only_stale_targets_is_not_taken_for_ended(
+    two, autojump_clock
+):
+    await two.send(export("here", 1))
+    await two.send(*(export(f"stale {number}", 1) for number in range(10)))
+    await trio.sleep(30.5)
+    await two.send(export("here", 2))
+    await two.listen(0)
+    await two.send(export("here", 3))
+    assert two.received[0] == [("here", 2), ("here", 3)]
 
-    class Steps(trio.abc.Instrument):
-        def before_task_step(self, task):
-            nonlocal steps
-            steps += "_deliver" in task.name
 
-    instrument = Steps()
-    trio.lowlevel.add_instrument(instrument)
-    await two.send(export("c", 1), export("b", 2))
-    trio.lowlevel.remove_instrument(instrument)
-    assert tasks == 1
-    assert steps == 0
+@pytest.mark.parametrize("count", [100, 1000], ids=["in the channel", "behind it, too"])
+async def test_what_gets_stale_in_the_channel_is_taken_back(two, autojump_clock, count):
+    for number in range(count):
+        await two.exports.send(export(f"stale {number}", 1))
+    await trio.sleep(30.5)
+    for number in range(500):
+        await two.exports.send(export(f"here {number}", 2))
+    await two.listen(0)
+    assert two.received[0] == [(f"here {number}", 2) for number in range(500)]
 
 
 async def test_when_no_more_targets_come_none_is_dropped(two, autojump_clock):
     await two.send(export("a", 1))
     await trio.sleep(1000)
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert two.received[0] == [("a", 1)]
 
 
 async def test_an_interval_of_no_length_drops_no_export_that_just_came(two):
     await two.send(export("a", 1, interval=0), export("b", 1, interval=-1))
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    await two.listen(0)
     assert ("b", 1) in two.received[0]
 
 
-async def test_an_output_that_closes_its_channel_leaves_and_the_others_go_on(two, caplog):
-    two.listen(1)
+@pytest.fixture
+def told(caplog):
+    """Return what was logged, without the module's name."""
+    return lambda: [message.removeprefix(f"{__name__}.") for message in caplog.messages]
+
+
+async def test_an_output_that_closes_its_channel_gets_no_more_and_the_others_go_on(
+    two, told
+):
+    await two.listen(1)
+    await two.send(export("a", 1))
     two.receivers[0].close()
-    await two.send(export("a", 1), export("a", 2))
+    await two.send(export("a", 2), export("a", 3))
+    two.returning[0].set()
+    assert two.received[1] == [("a", 1), ("a", 2), ("a", 3)]
+    assert told() == [
+        "Outputs.output: closed its channel before the exports ended; it gets no more"
+    ]
+
+
+async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, told):
+    await two.listen(1)
+    await two.send(export("a", 1))
+    two.returning[0].set()
+    await two.send(export("a", 2))
     assert two.received[1] == [("a", 1), ("a", 2)]
-    assert caplog.messages == ["an output has left; 1 still get exports"]
+    assert told() == ["Outputs.output: returned before the exports ended; it gets no more"]
 
 
-async def test_when_all_outputs_have_left_the_exports_are_closed(two):
-    for receiver in two.receivers:
-        receiver.close()
+@pytest.mark.parametrize("room", [2, 200], ids=["some do not fit", "all fit"])
+async def test_an_output_that_returns_though_its_channel_has_a_clone_is_not_waited_for(
+    two, monkeypatch, room
+):
+    monkeypatch.setattr(_fan_out, "_BUFFER", room)
+    async with trio.open_nursery() as nursery:
+        outputs = Outputs(nursery, 1)
+        await wait_all_tasks_blocked()
+        clone = outputs.receivers[0].clone()
+        await outputs.send(*(export(target, 1) for target in "abcd"))
+        outputs.returning[0].set()
+    with pytest.raises(trio.BrokenResourceError):
+        outputs.exports.send_nowait(export("a", 2))
+    assert len(all_from(clone)) <= room + 1
+
+
+async def test_an_output_is_named_in_the_log_whatever_it_is(told):
+    class Callable:
+        async def __call__(self, exports):
+            pass
+
+        def __repr__(self):
+            return "<one more>"
+
+    async def local(exports, path):
+        pass
+
+    exports, receive = trio.open_memory_channel[EventMetrics](0)
+    await fan_out(receive, Callable(), partial(local, path="a"))
+    name = "test_an_output_is_named_in_the_log_whatever_it_is.<locals>.local"
+    assert {message.partition(":")[0] for message in told()} == {"<one more>", name}
+    assert exports.statistics().open_receive_channels == 0
+
+
+async def test_when_no_output_receives_any_more_the_exports_are_closed_at_once(two):
+    two.returning[0].set()
+    await wait_all_tasks_blocked()
+    two.receivers[1].close()
     await two.send(export("a", 1))
     with pytest.raises(trio.BrokenResourceError):
         await two.exports.send(export("a", 2))
+    assert len(two.nursery.child_tasks) == 1  # the other output has not returned
+    two.returning[1].set()
+    await wait_all_tasks_blocked()
+    assert not two.nursery.child_tasks
 
 
-async def test_a_keeper_learns_that_all_outputs_have_left(autojump_clock):
-    with pytest.RaisesGroup(trio.BrokenResourceError):
-        async with running(make_keeper(), exports_buffer=0) as run:
-            send, receive = trio.open_memory_channel[EventMetrics](0)
-            receive.close()
-            run.nursery.start_soon(fan_out, run.exports, send)
-            run.send(one("a"))
+async def test_a_keeper_learns_that_all_outputs_have_returned(autojump_clock):
+    async def fail_soon(exports):
+        with exports:
             await trio.sleep(2.5)
 
+    with pytest.RaisesGroup(trio.BrokenResourceError):
+        async with running(make_keeper(), exports_buffer=0) as run:
+            run.nursery.start_soon(fan_out, run.exports, fail_soon)
+            run.send(one("a"))
+            await trio.sleep(3.5)
 
-async def test_the_end_of_exports_closes_the_outputs_after_what_they_still_had_to_get(two):
+
+async def test_what_an_output_raises_is_raised_bare_and_ends_the_others(two):
+    async def fail(exports):
+        await exports.receive()
+        raise OSError("disk full")
+
+    async def shielded(exports):
+        with trio.CancelScope(shield=True):
+            received.extend([each async for each in exports])
+
+    received = []
+    exports, receive = trio.open_memory_channel[EventMetrics](1)
+    exports.send_nowait(export("a", 1))
+    with pytest.raises(OSError, match="disk full"):
+        await fan_out(receive, fail, shielded)
+    assert received == [export("a", 1)]
+    assert exports.statistics().open_receive_channels == 0
+
+
+async def test_the_end_of_exports_ends_each_output_after_what_it_still_had_to_get(
+    two, caplog
+):
     await two.send(export("a", 1), export("b", 1))
     two.exports.close()
-    two.listen(1)
-    await wait_all_tasks_blocked()
+    await two.listen(1)
     assert two.received[1] == [("a", 1), ("b", 1)]
-    assert two.receivers[1].statistics().open_send_channels == 0
-    assert two.receivers[0].statistics().open_send_channels == 1
-    two.listen(0)
-    await wait_all_tasks_blocked()
+    assert two.returning[1].is_set()
+    await two.listen(0)
     assert two.received[0] == [("a", 1), ("b", 1)]
-    assert two.receivers[0].statistics().open_send_channels == 0
+    assert not two.nursery.child_tasks
+    assert caplog.messages == []
 
 
-async def test_after_the_end_one_output_that_leaves_does_not_take_the_others_along(two):
-    await two.send(export("a", 1))
-    two.exports.close()
-    await wait_all_tasks_blocked()
-    two.receivers[0].close()
-    await wait_all_tasks_blocked()
-    two.listen(1)
-    await wait_all_tasks_blocked()
-    assert two.received[1] == [("a", 1)]
+async def test_after_the_end_an_output_that_gives_up_does_not_take_the_others_along(
+    two, monkeypatch, told
+):
+    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    async with trio.open_nursery() as nursery:
+        outputs = Outputs(nursery, 2)
+        await wait_all_tasks_blocked()
+        await outputs.send(*(export(target, 1) for target in "abcd"))
+        outputs.exports.close()
+        await wait_all_tasks_blocked()
+        outputs.returning[0].set()
+        await outputs.listen(1)
+    assert outputs.received[1] == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+    assert told() == ["Outputs.output: returned before the exports ended; it gets no more"]
 
 
-@pytest.mark.parametrize("waiting", [True, False])
-async def test_cancelled_it_closes_all_channels_and_raises_a_bare_cancelled(waiting):
-    exports, receive = trio.open_memory_channel[EventMetrics](0)
-    sends, receivers = zip(
-        *(trio.open_memory_channel[EventMetrics](0) for _ in range(2)), strict=True
-    )
-    raised = None
+async def test_cancelled_it_ends_all_channels_and_raises_a_bare_cancelled(caplog):
+    async def at_the_end(exports):
+        with trio.CancelScope(shield=True):
+            received.extend([each async for each in exports])
 
     async def fan() -> None:
-        nonlocal raised
         try:
-            await fan_out(receive, *sends)
+            await fan_out(receive, at_the_end, stuck)
         except BaseException as error:
-            raised = error
+            raised.append(error)
             raise
 
+    async def stuck(exports):
+        await trio.sleep_forever()
+
+    raised, received = [], []
+    exports, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fan)
-        if waiting:
-            await exports.send(export("a", 1))
+        await exports.send(export("a", 1))
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert type(raised) is trio.Cancelled
+    assert [type(error) for error in raised] == [trio.Cancelled]
+    assert received == [export("a", 1)]
     assert exports.statistics().open_receive_channels == 0
-    assert [r.statistics().open_send_channels for r in receivers] == [0, 0]
+    assert caplog.messages == []
+
+
+async def test_an_export_that_comes_with_an_exception_of_an_output_hides_it_not(caplog):
+    async def fail(exports):
+        await failing.wait()
+        raise OSError("disk full")
+
+    async def stuck(exports):
+        await trio.sleep_forever()
+
+    for _ in range(20):  # tasks run in any order
+        failing = trio.Event()
+        exports, receive = trio.open_memory_channel[EventMetrics](0)
+        with pytest.raises(OSError, match="disk full"):
+            async with open_flat_nursery() as nursery:
+                nursery.start_soon(fan_out, receive, fail, stuck)
+                await wait_all_tasks_blocked()
+                failing.set()
+                exports.send_nowait(export("a", 1))
+                await wait_all_tasks_blocked()
+    assert caplog.messages == []
 
 
 async def test_without_outputs_it_refuses_and_closes_nothing():
@@ -257,43 +372,46 @@ async def test_without_outputs_it_refuses_and_closes_nothing():
     assert exports.statistics().open_receive_channels == 1
 
 
-pauses = st.lists(st.floats(0, 50), min_size=1, max_size=8)
+class Turns(trio.abc.Instrument):
+    """How often the scheduler has run all tasks that can run."""
+
+    count = 0
+
+    def before_io_wait(self, timeout):
+        self.count += 1
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 5)), max_size=30),
-    st.lists(pauses, min_size=1, max_size=3),
-)
-def test_however_slow_each_output_gets_every_targets_last_export_and_none_backwards(
-    sent, slow
-):
-    received: list[list[tuple[str, int]]] = [[] for _ in slow]
+@pytest.mark.parametrize("buffer", [0, math.inf])
+async def test_a_pass_takes_few_scheduler_turns_however_many_targets(monkeypatch, buffer):
+    async def drain(exports):
+        with pytest.raises(trio.EndOfChannel):
+            while True:
+                received.extend(await receive_batch(exports, 1000))
 
-    async def consume(channel: trio.MemoryReceiveChannel[EventMetrics], number: int):
-        count = 0
-        async for each in channel:
-            received[number].append((each.labels["dst"], each.metrics["total"]))
-            await trio.sleep(slow[number][count % len(slow[number])])
-            count += 1
+    monkeypatch.setattr(_fan_out, "perf_counter", lambda: 0)
+    received = []
+    exports, receive = trio.open_memory_channel[EventMetrics](buffer)
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fan_out, receive, drain, drain, drain)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(turns)
+        async with trio.open_nursery() as senders:
+            for number in range(1000):
+                senders.start_soon(exports.send, export(str(number), 1))
+        exports.close()
+    trio.lowlevel.remove_instrument(turns)
+    assert len(received) == 3000
+    assert turns.count < 60
 
-    async def main() -> None:
-        exports, receive = trio.open_memory_channel[EventMetrics](0)
-        sends = []
-        async with trio.open_nursery() as nursery:
-            for number in range(len(slow)):
-                output, consumed = trio.open_memory_channel[EventMetrics](0)
-                sends.append(output)
-                nursery.start_soon(consume, consumed, number)
-            nursery.start_soon(fan_out, receive, *sends)
-            with exports:
-                for total, (target, pause) in enumerate(sent):
-                    await exports.send(export(target, total, interval=math.inf))
-                    await trio.sleep(pause)
 
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    last = {target: total for total, (target, _) in enumerate(sent)}
-    for of_output in received:
-        assert dict(of_output) == last
-        for target in last:
-            totals = [total for name, total in of_output if name == target]
-            assert totals == sorted(set(totals))
+async def test_receiving_goes_on_in_small_steps_while_many_exports_wait(monkeypatch):
+    async def take_one(exports):
+        await exports.receive()
+        waiting.append(receive.statistics().current_buffer_used)
+
+    monkeypatch.setattr(_fan_out, "perf_counter", itertools.count().__next__)
+    waiting = []
+    receive = channel_of(*(export(str(number), 1) for number in range(100)))
+    await fan_out(receive, take_one)
+    assert waiting[0] > 90

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -486,10 +487,8 @@ async def test_a_pass_of_the_keeper_is_one_write(path, written, last_pass, buffe
 
 async def test_a_pass_that_comes_by_fan_out_is_one_write(path, written, last_pass):
     send, exports = trio.open_memory_channel[EventMetrics](0)
-    to_lines, of_lines = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_lines, of_lines, path)
-        nursery.start_soon(fan_out, exports, to_lines)
+        nursery.start_soon(fan_out, exports, partial(write_lines, path=path))
         await until(path.exists)
         await wait_all_tasks_blocked()
         nursery.start_soon(*last_pass, send)

@@ -92,8 +92,22 @@ async def test_before_the_next_export_is_taken_those_that_are_gone_are_dropped(
     await trio.sleep(30.5)
     newest.put(export("a", 1))
     await newest.wait()
-    assert newest.head() == export("a", 1)
     assert len(newest) == 1
+    assert waiting(newest) == [("a", 1)]
+
+
+async def test_an_export_is_waited_for_even_if_what_waits_already_is_stale(autojump_clock):
+    newest = Newest()
+    newest.put(export("newer", 1))
+    for number in range(10):
+        newest.put(export(f"stale {number}", 1))
+    await trio.sleep(30.5)
+    newest.put(export("newer", 2))
+    newest.done(newest.first(1))
+    assert len(newest) > 0
+    with trio.move_on_after(1) as waited:
+        await newest.wait()
+    assert waited.cancelled_caught
 
 
 async def test_an_interval_that_is_not_a_number_is_as_good_as_none(autojump_clock):

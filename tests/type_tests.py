@@ -152,14 +152,15 @@ async def use_helpers(exports: trio.MemoryReceiveChannel[ts.EventMetrics]) -> No
     assert_type(await probe(endpoint), Mapping[str, ts.Value] | None)
 
 
+async def summarize(exports: trio.MemoryReceiveChannel[ts.EventMetrics]) -> int:
+    return len([export async for export in exports])
+
+
 async def use_outputs(
     nursery: trio.Nursery, exports: trio.MemoryReceiveChannel[ts.EventMetrics]
 ) -> None:
-    send, receive = trio.open_memory_channel[ts.EventMetrics](0)
-    nursery.start_soon(ts.fan_out, exports, send, send.clone())
-    await ts.fan_out(exports, receive)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    nursery.start_soon(lines.write_lines, receive)
-    nursery.start_soon(partial(lines.write_lines, receive, Path("file"), json=True))
+    nursery.start_soon(lines.write_lines, exports)
+    nursery.start_soon(partial(lines.write_lines, exports, Path("file"), json=True))
     prometheus = PrometheusExporter(statistics=[keeper, prober], created=True)
     nursery.start_soon(prometheus.run, exports)
     nursery.start_soon(prometheus.serve, 9464)
@@ -168,6 +169,10 @@ async def use_outputs(
     otlp = OTLPExporter("http://localhost:4318", statistics=(prober,), headers={"a": "b"})
     nursery.start_soon(otlp.run, exports)
     await nursery.start(otlp.run, exports)
+    to_file: ts.Output = partial(lines.write_lines, path="file")
+    nursery.start_soon(ts.fan_out, exports, to_file, prometheus.run, otlp.run, summarize)
+    await ts.fan_out(exports, exports)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ts.fan_out(exports, prober.run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     OTLPExporter("http://localhost:4318", compression="zip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -2,7 +2,7 @@
 
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
-from ._fan_out import fan_out
+from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._prober import Prober, ProberStatistics
 from ._totals import ProbeResult
@@ -22,6 +22,7 @@ __all__ = [
     "Gauge",
     "KeeperStatistics",
     "Map",
+    "Output",
     "ProbeResult",
     "Prober",
     "ProberStatistics",

@@ -1,4 +1,4 @@
-"""What an output that lags behind still has to get: the newest export of each series."""
+"""What an output that lags still has to get: the newest export of each series."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ._values import MAX_NUMBER
 
 Series: TypeAlias = frozenset[tuple[str, str]]
 
-# Export intervals after which a series that has not come is gone.
-_GONE_AFTER = 3
+# Export intervals after which a series that has not come is stale.
+_STALE_AFTER = 3
 
-# Series that are dropped between two checkpoints.
+# Series that are checked between two checkpoints.
 _STEP = 500
 
 
 def when_gone(export: EventMetrics, now: float) -> float:
-    """Return when `export`, which came now, is gone if nothing follows."""
-    gone_at = now + min(_GONE_AFTER * export.export_interval, MAX_NUMBER)
-    return max(now, gone_at)  # an interval of others' making may be NaN
+    """Return when `export`, which came now, is stale if nothing follows."""
+    stale_at = now + min(_STALE_AFTER * export.export_interval, MAX_NUMBER)
+    return max(now, stale_at)  # an interval of others' making may be NaN
 
 
 def _series(export: EventMetrics) -> Series:
@@ -35,21 +35,21 @@ def _series(export: EventMetrics) -> Series:
 
 @attrs.define(eq=False)
 class Newest:
-    """Exports that wait; a newer one takes the place of the older of its series.
+    """Exports that wait; a newer one replaces the older one of its series.
 
-    Totals are cumulative, so an export that is replaced is no loss. It is replaced where it
-    stands in the queue: each series gets its turn, even if passes come faster than they are
-    taken.
+    Totals are cumulative, so nothing is lost with an export that is replaced. The newer one
+    takes its place in the queue: each series gets its turn, even if passes come faster than
+    they are taken.
 
-    What waits is bounded: a series that has not come for three of its export intervals,
-    while others came, is dropped.
+    What waits is bounded: a series is stale, and dropped, if it has not come for three of
+    its export intervals while others came.
     """
 
     _waiting: OrderedDict[Series, EventMetrics] = attrs.field(
         init=False, factory=OrderedDict[Series, EventMetrics]
     )
-    # When each will be gone, in the order in which that was looked at.
-    _gone_at: OrderedDict[Series, float] = attrs.field(
+    # When each will be stale, in the order in which that was checked.
+    _stale_at: OrderedDict[Series, float] = attrs.field(
         init=False, factory=OrderedDict[Series, float]
     )
     _last_put: float = attrs.field(init=False, default=-math.inf)
@@ -63,37 +63,34 @@ class Newest:
         self._last_put = trio.current_time()
         series = _series(export)
         self._waiting[series] = export
-        self._gone_at[series] = when_gone(export, self._last_put)
-        # Two for each that comes: all are looked at, again and again.
-        for looked_at in list(islice(self._gone_at, 2)):
-            self._gone_at.move_to_end(looked_at)
-            self._drop_if_gone(looked_at)
+        self._stale_at[series] = when_gone(export, self._last_put)
+        # Two for each that comes: all are checked, again and again.
+        for checked in list(islice(self._stale_at, 2)):
+            self._stale_at.move_to_end(checked)
+            self._drop_if_stale(checked)
         self._arrival.set()
 
-    def _drop_if_gone(self, series: Series) -> bool:
-        if self._gone_at[series] >= self._last_put:
+    def _drop_if_stale(self, series: Series) -> bool:
+        if self._stale_at[series] >= self._last_put:
             return False
-        del self._waiting[series], self._gone_at[series]
+        del self._waiting[series], self._stale_at[series]
         return True
 
     def first(self, count: int) -> list[EventMetrics]:
-        """Return those of the first `count` that are not gone; they go on waiting."""
-        return [
-            export
-            for series, export in islice(self._waiting.items(), count)
-            if self._gone_at[series] >= self._last_put
-        ]
+        """Return the first `count` but those that are stale, which are dropped.
 
-    def head(self) -> EventMetrics | None:
-        """Return the first, if one waits and is not gone; it goes on waiting."""
-        return next(iter(self.first(1)), None)
+        They go on waiting. If all of them were stale, the list is empty though others wait:
+        the length of the queue says whether any does.
+        """
+        first = list(islice(self._waiting.items(), count))
+        return [export for series, export in first if not self._drop_if_stale(series)]
 
     def done(self, exports: Iterable[EventMetrics]) -> None:
         """Remove `exports`; what replaced one of them waits at the end of the queue."""
         for export in exports:
             series = _series(export)
             if self._waiting.get(series) is export:
-                del self._waiting[series], self._gone_at[series]
+                del self._waiting[series], self._stale_at[series]
             elif series in self._waiting:
                 self._waiting.move_to_end(series)
 
@@ -103,12 +100,13 @@ class Newest:
         self._arrival.set()
 
     async def wait(self) -> None:
-        """Wait until an export waits that is not gone, or no more come."""
-        if not self._waiting and not self.ended:
-            self._arrival = trio.Event()
-        await self._arrival.wait()
-        dropped = 0
-        while self._waiting and self._drop_if_gone(next(iter(self._waiting))):
-            dropped += 1
-            if dropped % _STEP == 0:
-                await trio.lowlevel.checkpoint()
+        """Wait until an export waits that is not stale, or no more come."""
+        await trio.lowlevel.checkpoint()
+        while not self.first(_STEP):
+            if self._waiting:
+                await trio.lowlevel.checkpoint()  # many were stale
+            elif self.ended:
+                return
+            else:
+                self._arrival = trio.Event()
+                await self._arrival.wait()

@@ -66,8 +66,6 @@ async def main(port: int, name: str, interval: float, *, created: bool) -> None:
     results_send, results_receive = trio.open_memory_channel[ProbeResult](100)
     reports_send, reports_receive = trio.open_memory_channel[ProbeResult](100)
     exports_send, exports_receive = trio.open_memory_channel[EventMetrics](0)
-    scraped_send, scraped_receive = trio.open_memory_channel[EventMetrics](0)
-    written_send, written_receive = trio.open_memory_channel[EventMetrics](0)
     make_keeper = partial(
         StatsKeeper,
         name=name,
@@ -95,11 +93,8 @@ async def main(port: int, name: str, interval: float, *, created: bool) -> None:
             statistics=[probed, reported, prober], created=created
         )
         await nursery.start(prometheus.serve, port)
-        nursery.start_soon(prometheus.run, scraped_receive)
-        nursery.start_soon(
-            partial(write_lines, json=True), written_receive, "exports.jsonl"
-        )
-        nursery.start_soon(fan_out, exports_receive, scraped_send, written_send)
+        to_file = partial(write_lines, path="exports.jsonl", json=True)
+        nursery.start_soon(fan_out, exports_receive, prometheus.run, to_file)
         nursery.start_soon(probed.run, results_receive, exports_send.clone())
         nursery.start_soon(reported.run, reports_receive, exports_send)
         nursery.start_soon(prober.run, results_send)

@@ -7,9 +7,10 @@ import re
 import reprlib
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import TypeAlias, cast, final
@@ -279,10 +280,10 @@ class Distribution:
         return Distribution(self.bounds, tuple(counts), self.sum - earlier.sum)
 
     def __str__(self) -> str:
-        bounds = ",".join(_short(bound) for bound in self.bounds)
         counts = ",".join(map(str, self.bucket_counts))
         return (
-            f"dist:sum:{_short(self.sum)}|count:{self.count}|lb:-Inf,{bounds}|bc:{counts}"
+            f"dist:sum:{_short(self.sum)}|count:{self.count}"
+            f"|lb:-Inf,{_bounds_text(self.bounds)}|bc:{counts}"
         )
 
 
@@ -363,12 +364,23 @@ def escape(text: str, separators: str) -> str:
 
 
 def _escape(text: str, special: str) -> str:
+    if _unusual(special)(text) is None:
+        return text
     return "".join(
         char
         if char.isprintable() and char not in special and char != "\\"
         else _escaped(char)
         for char in text
     )
+
+
+@cache
+def _unusual(special: str) -> Callable[[str], object]:
+    """Return a fast search for characters that may need to be escaped.
+
+    Most texts have none. Looking at each character takes longer than the rest of a line.
+    """
+    return re.compile(rf"[{re.escape(special)}\\]|[^ -~]").search
 
 
 def _escaped(char: str) -> str:
@@ -405,9 +417,18 @@ def _short(number: float) -> str:
     return _format_float(number).removesuffix(".0")
 
 
+@lru_cache
+def _bounds_text(bounds: tuple[float, ...]) -> str:
+    # All targets of a metric have the same bounds.
+    return ",".join(_short(bound + 0.0) for bound in bounds)  # -0.0 equals 0.0
+
+
 def _format_float(number: float) -> str:
     """Return the shortest digits that read back as this float, without an exponent."""
-    digits = format(Decimal(repr(float(number))), "f")
+    digits = repr(float(number))
+    if "e" not in digits:
+        return digits
+    digits = format(Decimal(digits), "f")
     return digits if "." in digits else f"{digits}.0"
 
 

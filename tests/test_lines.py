@@ -436,6 +436,18 @@ async def test_a_disk_that_fills_up_within_a_line_costs_no_other(path, disk, cap
     ]
 
 
+async def test_after_an_outage_the_newest_of_many_targets_is_written(path, disk, clock):
+    disk.room = 0
+    exports = [export(1, f"host{number}") for number in range(350)]
+    async with writing(path) as send:
+        for each in exports:
+            await send.send(each)
+        await trio.sleep(0.5)
+        disk.room = math.inf
+        await trio.sleep(10)
+        assert path.read_text().splitlines() == list(map(str, exports))
+
+
 def swap_in_a_directory(path):
     path.unlink()
     path.mkdir()

@@ -435,6 +435,7 @@ def _format_float(number: float) -> str:
 # Nothing that is written needs more: Python itself reads and writes no longer integers.
 _MAX_NUMBER_LENGTH = 4_300
 
+_NAN = re.compile(r"[+-]?nan", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++((?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+)|(Inf))")
 _DISTRIBUTION = re.compile(r"dist:sum:([^|]*)\|count:([0-9]+)\|lb:-Inf,([^|]*)\|bc:([^|]*)")
 
@@ -466,6 +467,8 @@ def parse_number(text: str) -> int | float:
         raise ValueError(f"too long for a number: {quote(text)}")
     match = _NUMBER.fullmatch(text)
     if match is None:
+        if _NAN.fullmatch(text):
+            raise ValueError(f"a value can't be NaN: {quote(text)}")
         raise ValueError(f"not a number, string, map or distribution: {quote(text)}")
     if match[1] == "":
         return int(text)

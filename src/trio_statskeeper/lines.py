@@ -153,7 +153,7 @@ class _Outage:
     name: str
     newest: Newest = attrs.field(init=False, factory=Newest)
     retry_at: float = attrs.field(init=False, default=0.0)
-    _delay: float = attrs.field(init=False, default=_FIRST_DELAY)
+    _delay: float = attrs.field(init=False, factory=lambda: _FIRST_DELAY)
     _received: int = attrs.field(init=False, default=0)
     _written: int = attrs.field(init=False, default=0)
     _logged: set[str] = attrs.field(init=False, factory=set[str])
@@ -250,23 +250,31 @@ class _Writer:
             pass
 
     async def _write_batch(self, fill: Callable[[_Batch], Awaitable[None]]) -> bool:
-        """Have a batch filled and write it, whatever happens; return whether it worked."""
+        """Have a batch filled and write it; return whether that worked.
+
+        If `fill` raises or is cancelled, what it has added is written nevertheless.
+        """
         batch = _Batch(self.line)
+        try:
+            await fill(batch)
+        except BaseException:
+            if batch.lines:
+                await self._write(batch)  # noqa: ASYNC102  # it is shielded
+            raise
+        return await self._write(batch)
+
+    async def _write(self, batch: _Batch) -> bool:
         failures: list[_Failure | None] = []
 
         def write() -> None:
             failures.append(self.write("".join(batch.lines)))
 
         try:
-            await fill(batch)
+            await _in_thread(self.limiter, write)
         finally:
-            if batch.lines:
-                try:
-                    await _in_thread(self.limiter, write)  # noqa: ASYNC102  # likewise
-                finally:
-                    # KeyboardInterrupt may be raised though this was written.
-                    for failure in failures:
-                        self._settle(batch, failure)
+            # KeyboardInterrupt may be raised though this was written.
+            for failure in failures:
+                self._settle(batch, failure)
         return failures == [None]
 
     def _settle(self, batch: _Batch, failure: _Failure | None) -> None:

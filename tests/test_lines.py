@@ -741,8 +741,8 @@ async def test_in_a_busy_loop_a_pass_of_two_thousand_targets_takes_less_than_a_s
 
 async def test_a_batch_is_bounded(path, written):
     export = EventMetrics(0, 0, {}, {"page": "x" * 10_000})
-    await write_lines(channel_of(*[export] * 20), path)
-    assert [data.count(b"\n") for data in written] == [7, 7, 6]
+    await write_lines(channel_of(*[export] * 30), path)
+    assert [data.count(b"\n") for data in written] == [14, 14, 2]
 
 
 async def test_the_loop_goes_on_while_the_disk_is_stuck(fifo):

@@ -10,7 +10,7 @@ from typing import final
 
 import attrs
 
-from ._values import Value, escape, format_value, parse_value, quote, unescape
+from ._values import Value, escape, escape_name, format_value, parse_value, quote, unescape
 
 # Lines come from files and networks, and to read one is a single step. Of the worst kind,
 # this much takes some tenths of a second.
@@ -63,11 +63,11 @@ class EventMetrics:
 
     def __str__(self) -> str:
         labels = ",".join(
-            f"{escape(name, ',=')}={escape(value, ',')}"
+            f"{escape_name(name, ',=')}={escape(value, ',')}"
             for name, value in self.labels.items()
         )
         metrics = "".join(
-            f" {escape(name, '=')}={format_value(value)}"
+            f" {escape_name(name, '=')}={format_value(value)}"
             for name, value in self.metrics.items()
         )
         return f"{math.floor(self.timestamp)} labels={labels}{metrics}"

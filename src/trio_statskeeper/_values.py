@@ -147,7 +147,7 @@ class Map:
             f",{escape(key, ',:')}:{format_value(self.values[key])}"
             for key in sorted(self.values)
         )
-        return f"map:{escape(self.name, ',:')}{''.join(pairs)}"
+        return f"map:{escape_name(self.name, ',:')}{''.join(pairs)}"
 
 
 def _bucket_counts(counts: Iterable[int]) -> tuple[int, ...]:
@@ -360,27 +360,33 @@ _ESCAPE = re.compile(
 
 def escape(text: str, separators: str) -> str:
     """Escape a name or key that must not contain `separators`, nor white space."""
+    if _unusual(separators)(text) is None:
+        return text
     return _escape(text, " " + separators)
 
 
+@cache
+def _unusual(separators: str) -> Callable[[str], object]:
+    """Return a search for characters that may need to be escaped.
+
+    Most texts have none. To look at each character takes longer than the rest of a line.
+    """
+    return re.compile(rf"[{re.escape(separators)}\\]|[^!-~]").search
+
+
+@lru_cache(maxsize=1000)
+def escape_name(name: str, separators: str) -> str:
+    """Escape the name of a label, metric or map, which many targets share."""
+    return escape(name, separators)
+
+
 def _escape(text: str, special: str) -> str:
-    if _unusual(special)(text) is None:
-        return text
     return "".join(
         char
         if char.isprintable() and char not in special and char != "\\"
         else _escaped(char)
         for char in text
     )
-
-
-@cache
-def _unusual(special: str) -> Callable[[str], object]:
-    """Return a fast search for characters that may need to be escaped.
-
-    Most texts have none. Looking at each character takes longer than the rest of a line.
-    """
-    return re.compile(rf"[{re.escape(special)}\\]|[^ -~]").search
 
 
 def _escaped(char: str) -> str:

@@ -41,9 +41,8 @@ __all__ = ["from_json", "to_json", "write_lines"]
 
 _logger = logging.getLogger("trio_statskeeper")
 
-# Characters of a batch that is complete, whatever else waits: what a pipe holds, and some
-# hundred lines.
-_BATCH = 2**16
+# Characters of a batch that is complete, whatever else waits: some hundred lines.
+_BATCH = 2**17
 
 # Seconds for which a batch waits for more. A pass comes in many turns of the scheduler if
 # the channel has no buffer. In a busy loop these are long, and each write takes some, too.

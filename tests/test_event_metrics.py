@@ -247,6 +247,16 @@ def test_a_line_may_end_with_a_newline():
         (r"5 labels=path=C:\temp\new", {"path": r"C:\temp\new"}, {}),
         ('5 labels=say="hi",b=', {"say": '"hi"', "b": ""}, {}),
         ("5 labels= a,b=1", {}, {"a,b": 1}),
+        ("cloudprober 1500590430132947313 5 labels=a=b x=1", {"a": "b"}, {"x": 1}),
+        ("any-word 0 5 labels= x=1", {}, {"x": 1}),
+        (" 1500 5 labels= x=1", {}, {"x": 1}),  # the prefix is empty
+        ("5 labels= x=1e+06 y=+Inf z=-Inf", {}, {"x": 1e6, "y": math.inf, "z": -math.inf}),
+        ("5 labels= code=map:code", {}, {"code": Map("code", {})}),
+        (
+            "5 labels= a=dist:sum:1e+21|count:3|lb:-Inf,1e-07,1e+06|bc:1,0,2",
+            {},
+            {"a": Distribution([1e-7, 1e6], [1, 0, 2], 1e21)},
+        ),
     ],
 )
 def test_lines_are_read_as_cloudprober_writes_them(line, labels, metrics):
@@ -270,6 +280,9 @@ def test_lines_are_read_as_cloudprober_writes_them(line, labels, metrics):
         "1234567890123456789 labels=",
         "\u0665 labels=",
         "\n5 labels=",
+        "cloudprober 5 labels=",
+        "two words 1500 5 labels=",
+        "cloudprober -1 5 labels=",
     ],
 )
 def test_a_line_begins_with_seconds_and_labels(line):
@@ -311,6 +324,9 @@ def test_labels_are_pairs_of_different_names(labels, reason):
         (' sent="', "'\"'"),
         (' sent="a"b', "'\"a\"b'"),
         (" sent=map:code,200:x", "'x'"),
+        (" sent=1 latency=NaN", "metric 'latency': a value can't be NaN: 'NaN'"),
+        (" code=map:code,200:NaN", "a value can't be NaN: 'NaN', in '200:NaN'"),
+        (" a=dist:sum:NaN|count:1|lb:-Inf,1|bc:1,0", "a value can't be NaN: 'NaN', in"),
         (" a=1 a=2", "metric 'a' stands twice in '5 labels=a=b a=1 a=2'"),
         (r" sent=62 \x73ent=63", "metric 'sent' stands twice"),
     ],
@@ -343,7 +359,7 @@ def test_of_a_long_line_an_error_quotes_only_the_ends(line):
     | texts.map("5 labels={}".format)
     | texts.map("5 labels=a=b {}".format)
     | texts.map('5 labels= a="{}'.format)
-    | st.from_regex(r'\A-?[0-9]+ labels=[a=,\\x2]*( [a=]*=["a1 map:,]*)*\Z')
+    | st.from_regex(r'\A([a ]* [0-9]+ )?-?[0-9]+ labels=[a=,\\x2]*( [a=]*=["a1 map:,]*)*\Z')
     | damaged(exports().map(str))
 )
 def test_any_line_is_either_read_or_a_value_error(line):

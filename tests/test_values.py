@@ -865,8 +865,6 @@ def test_distributions_are_read_as_cloudprober_writes_them():
         '"open',
         'closed"',
         "'single'",
-        "nan",
-        "NaN",
         "inf",
         "Infinity",
         "--1",
@@ -891,6 +889,13 @@ def test_what_is_no_value_is_refused_and_quoted(text):
         parse_value(text)
     expected = f"not a number, string, map or distribution: {text!r}"
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("text", ["NaN", "nan", "-nan"])
+def test_nan_is_refused_as_such(text):
+    with pytest.raises(ValueError) as caught:
+        parse_value(text)
+    assert str(caught.value) == f"a value can't be NaN: {text!r}"
 
 
 @pytest.mark.parametrize("text", ["1e400", "-1e400", "1" * 310 + ".0"])

@@ -10,13 +10,15 @@ from typing import final
 
 import attrs
 
-from ._values import Value, escape, format_value, parse_value, quote, unescape
+from ._values import Value, escape, escape_name, format_value, parse_value, quote, unescape
 
 # Lines come from files and networks, and to read one is a single step. Of the worst kind,
 # this much takes some tenths of a second.
 _LONGEST_LINE = 2**21
 
-_HEAD = re.compile(r"(-?[0-9]{1,18}) labels=([^ ]*)")
+# cloudprober itself prints each line behind a prefix of the user's choice, which may be
+# empty, and the line's number.
+_HEAD = re.compile(r"(?:[^ ]*+ [0-9]{1,20} )?(-?[0-9]{1,18}) labels=([^ ]*)")
 # A string ends at the quote that a space or the line's end follows: cloudprober writes
 # spaces and quotes within strings as they are.
 _METRIC = re.compile(r' ([^ =]*)=("(?:[^"]|"(?! |\Z))*+"|[^ ]*)')
@@ -61,11 +63,11 @@ class EventMetrics:
 
     def __str__(self) -> str:
         labels = ",".join(
-            f"{escape(name, ',=')}={escape(value, ',')}"
+            f"{escape_name(name, ',=')}={escape(value, ',')}"
             for name, value in self.labels.items()
         )
         metrics = "".join(
-            f" {escape(name, '=')}={format_value(value)}"
+            f" {escape_name(name, '=')}={format_value(value)}"
             for name, value in self.metrics.items()
         )
         return f"{math.floor(self.timestamp)} labels={labels}{metrics}"
@@ -82,7 +84,8 @@ class EventMetrics:
         """Read a line back that cloudprober or `str()` wrote.
 
         Labels and metrics come back equal, but a `Gauge` as a plain number, and the
-        timestamp in whole seconds. What the line does not tell is given by keyword.
+        timestamp in whole seconds. What the line does not tell is given by keyword. The
+        prefix and the number that cloudprober prints before each line are skipped.
 
         Raises:
           ValueError: if `line` is not such a line, or has more than 2,097,152 characters;
@@ -92,7 +95,10 @@ class EventMetrics:
         line = line.removesuffix("\r\n").removesuffix("\n")
         head = _HEAD.match(line)
         if head is None:
-            raise ValueError(f"not 'SECONDS labels=…': {quote(line)}")
+            raise ValueError(
+                f"not 'SECONDS labels=…', nor 'PREFIX NUMBER SECONDS labels=…': "
+                f"{quote(line)}"
+            )
         metrics: dict[str, Value] = {}
         end = head.end()
         while end < len(line):
@@ -102,7 +108,10 @@ class EventMetrics:
             name = unescape(metric[1])
             if name in metrics:
                 raise ValueError(f"metric {quote(name)} stands twice in {quote(line)}")
-            metrics[name] = parse_value(metric[2])
+            try:
+                metrics[name] = parse_value(metric[2])
+            except ValueError as error:
+                raise ValueError(f"metric {quote(name)}: {error}") from None
             end = metric.end()
         return cls(
             float(head[1]),

@@ -7,9 +7,10 @@ import re
 import reprlib
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import TypeAlias, cast, final
@@ -146,7 +147,7 @@ class Map:
             f",{escape(key, ',:')}:{format_value(self.values[key])}"
             for key in sorted(self.values)
         )
-        return f"map:{escape(self.name, ',:')}{''.join(pairs)}"
+        return f"map:{escape_name(self.name, ',:')}{''.join(pairs)}"
 
 
 def _bucket_counts(counts: Iterable[int]) -> tuple[int, ...]:
@@ -279,10 +280,10 @@ class Distribution:
         return Distribution(self.bounds, tuple(counts), self.sum - earlier.sum)
 
     def __str__(self) -> str:
-        bounds = ",".join(_short(bound) for bound in self.bounds)
         counts = ",".join(map(str, self.bucket_counts))
         return (
-            f"dist:sum:{_short(self.sum)}|count:{self.count}|lb:-Inf,{bounds}|bc:{counts}"
+            f"dist:sum:{_short(self.sum)}|count:{self.count}"
+            f"|lb:-Inf,{_bounds_text(self.bounds)}|bc:{counts}"
         )
 
 
@@ -359,7 +360,24 @@ _ESCAPE = re.compile(
 
 def escape(text: str, separators: str) -> str:
     """Escape a name or key that must not contain `separators`, nor white space."""
+    if _unusual(separators)(text) is None:
+        return text
     return _escape(text, " " + separators)
+
+
+@cache
+def _unusual(separators: str) -> Callable[[str], object]:
+    """Return a search for characters that may need to be escaped.
+
+    Most texts have none. To look at each character takes longer than the rest of a line.
+    """
+    return re.compile(rf"[{re.escape(separators)}\\]|[^!-~]").search
+
+
+@lru_cache(maxsize=1000)
+def escape_name(name: str, separators: str) -> str:
+    """Escape the name of a label, metric or map, which many targets share."""
+    return escape(name, separators)
 
 
 def _escape(text: str, special: str) -> str:
@@ -405,15 +423,25 @@ def _short(number: float) -> str:
     return _format_float(number).removesuffix(".0")
 
 
+@lru_cache
+def _bounds_text(bounds: tuple[float, ...]) -> str:
+    # All targets of a metric have the same bounds.
+    return ",".join(_short(bound + 0.0) for bound in bounds)  # -0.0 equals 0.0
+
+
 def _format_float(number: float) -> str:
     """Return the shortest digits that read back as this float, without an exponent."""
-    digits = format(Decimal(repr(float(number))), "f")
+    digits = repr(float(number))
+    if "e" not in digits:
+        return digits
+    digits = format(Decimal(digits), "f")
     return digits if "." in digits else f"{digits}.0"
 
 
 # Nothing that is written needs more: Python itself reads and writes no longer integers.
 _MAX_NUMBER_LENGTH = 4_300
 
+_NAN = re.compile(r"[+-]?nan", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++((?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+)|(Inf))")
 _DISTRIBUTION = re.compile(r"dist:sum:([^|]*)\|count:([0-9]+)\|lb:-Inf,([^|]*)\|bc:([^|]*)")
 
@@ -445,6 +473,8 @@ def parse_number(text: str) -> int | float:
         raise ValueError(f"too long for a number: {quote(text)}")
     match = _NUMBER.fullmatch(text)
     if match is None:
+        if _NAN.fullmatch(text):
+            raise ValueError(f"a value can't be NaN: {quote(text)}")
         raise ValueError(f"not a number, string, map or distribution: {quote(text)}")
     if match[1] == "":
         return int(text)

@@ -3,44 +3,63 @@
 Theory of operation
 ===================
 
-`write_lines` waits for an export, then takes those that wait already, up to a limit, and
-hands their lines to a worker thread, which writes them at once. A disk that is slow holds
-up that thread, and whoever sends the exports, but not the loop. Each export becomes a line
-in a step of its own, for a pass may have many.
+`write_lines` gathers a batch: the exports that wait, and those that come soon after. A
+worker thread writes their lines at once. A slow disk holds up that thread, and whoever
+sends the exports, but not the loop. Making a line takes some 10 to 20 µs, and a pass of the
+keeper may have thousands, so other tasks have their turn after each half of a millisecond.
 
-From the receipt of an export until it is written, nothing can be cancelled: no export is
-lost, and no line torn. KeyboardInterrupt, too, waits for the end of the write.
+From the receipt of an export until it is written, nothing is cancelled: no export is lost,
+and no line torn. KeyboardInterrupt, too, waits for the end of the write.
+
+A file that can't be written is an outage, not an error. Until it is over, exports are
+received all the same, and a `Newest` keeps the newest one of each target. From time to time
+the file is opened again, and what is kept is written.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import TypeVarTuple
+from time import perf_counter
 
 import attrs
 import trio
 
 from ._event_metrics import EventMetrics
 from ._json import from_json, to_json
+from ._newest import Newest
+from ._receiving import receive_batch
 
 __all__ = ["from_json", "to_json", "write_lines"]
 
-# Characters of a batch that is complete, whatever else waits: what a pipe holds, and some
-# hundred lines.
-_BATCH = 2**16
+_logger = logging.getLogger("trio_statskeeper")
 
-# Turns of the scheduler until the next export of a pass is seen to wait, in a channel that
-# has no buffer. Trio runs tasks in any order: after one, whoever sent this export has gone
-# on; after two, the keeper's next is there, and after three `fan_out`'s.
-_TURNS = 3
+# Characters of a batch that is complete, whatever else waits: some hundred lines.
+_BATCH = 2**17
 
-_Args = TypeVarTuple("_Args")
+# Seconds for which a batch waits for more. A pass comes in many turns of the scheduler if
+# the channel has no buffer. In a busy loop these are long, and each write takes some, too.
+# Readers of the lines don't notice.
+_LINGER = 0.05
+
+# Seconds spent on making lines between two checkpoints.
+_STEP = 0.0005
+
+# Exports that are put aside between two checkpoints.
+_AT_ONCE = 100
+
+# Seconds from a failure to the next attempt, which double up to the longest.
+_FIRST_DELAY = 1.0
+_LONGEST_DELAY = 30.0
+
+_THREAD_NAME = "write_lines"
 
 
 @trio.lowlevel.enable_ki_protection
@@ -54,9 +73,15 @@ async def write_lines(
 
         nursery.start_soon(write_lines, exports, "metrics.log")
 
-    A file is appended, and opened anew when its path leads to another or to none: it was
-    rotated away. What is waiting is written together, in a worker thread. When this is
-    cancelled, the write in progress is finished first, however long it takes.
+    A file is appended. It is opened again when its path leads to another file or to none:
+    it was rotated away. What is waiting is written together, in a worker thread. When this
+    is cancelled, the write in progress is finished first, however long it takes.
+
+    If a file can't be written (the disk is full, the directory was removed), that is logged
+    once, and tried again after 1, 2, 4 ... 30 seconds. Meanwhile, the newest export of each
+    target is kept. The recovery is logged with the number of exports that were lost: newer
+    ones replaced them, or their targets have not come for three export intervals. When
+    `exports` ends during an outage, or this is cancelled, there is one last attempt.
 
     Args:
       exports: what to write. Closed on return.
@@ -65,57 +90,224 @@ async def write_lines(
         lines.
 
     Raises:
-      OSError: if it can't be opened, at once, or not be written, because the disk is full
-        for instance. It names the file, or `standard output`. If the other end of a pipe
-        is closed, it is a BrokenPipeError.
+      OSError: if the file can't be opened at the start, or standard output can't be
+        written. It names the file, or `standard output`. If the other end of a pipe is
+        closed, at any time, it is a BrokenPipeError.
       ValueError: if `json` is wanted of an export that has a NaN. Those before it are
         written.
     """
     line = to_json if json else str
+    # One of its own: others may fill Trio's with threads that never end.
+    limiter = trio.CapacityLimiter(1)
     with exports:
         if path is None:
-            await _write_batches(exports, line, _print)
+            await _Writer(exports, line, _print, "standard output", limiter).run()
             return
         file = _File(Path(path))
         try:
             # A FIFO opens when somebody reads it: that must not keep this from ending.
-            await trio.to_thread.run_sync(file.open, abandon_on_cancel=True)
-            await _write_batches(exports, line, file.append)
+            await trio.to_thread.run_sync(
+                file.open, abandon_on_cancel=True, limiter=limiter, thread_name=_THREAD_NAME
+            )
+            await _Writer(exports, line, file.append, str(path), limiter).run()
         finally:
-            await _in_thread(file.close)  # noqa: ASYNC102  # it is shielded
+            file.closed = True
+            # If it is still being opened, that thread closes it. It has the only token.
+            if file.file is not None:
+                await _in_thread(limiter, file.close)  # noqa: ASYNC102  # it is shielded
 
 
-async def _write_batches(
-    exports: trio.MemoryReceiveChannel[EventMetrics],
-    line: Callable[[EventMetrics], str],
-    write: Callable[[str], None],
-) -> None:
-    async for received in exports:
-        event_metrics, lines, size = received, list[str](), 0
+@attrs.frozen
+class _Failure:
+    """Why a text was not written as a whole."""
+
+    cause: OSError
+    lines_written: int
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """Exports whose lines are written at once."""
+
+    line: Callable[[EventMetrics], str]
+    exports: list[EventMetrics] = attrs.field(init=False, factory=list[EventMetrics])
+    lines: list[str] = attrs.field(init=False, factory=list[str])
+    size: int = attrs.field(init=False, default=0)
+    _step_ends: float = attrs.field(init=False, factory=lambda: perf_counter() + _STEP)
+
+    async def add(self, export: EventMetrics) -> None:  # noqa: ASYNC910  # once per step
+        """Make the line of `export`; nothing is cancelled meanwhile."""
+        self.lines.append(f"{self.line(export)}\n")
+        self.exports.append(export)
+        self.size += len(self.lines[-1])
+        if perf_counter() >= self._step_ends:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._step_ends = perf_counter() + _STEP
+
+
+@attrs.define(eq=False)
+class _Outage:
+    """The time in which a file can't be written, and what is kept for it meanwhile."""
+
+    name: str
+    newest: Newest = attrs.field(init=False, factory=Newest)
+    retry_at: float = attrs.field(init=False, default=0.0)
+    _delay: float = attrs.field(init=False, factory=lambda: _FIRST_DELAY)
+    _received: int = attrs.field(init=False, default=0)
+    _written: int = attrs.field(init=False, default=0)
+    _logged: set[str] = attrs.field(init=False, factory=set[str])
+
+    def keep(self, exports: Iterable[EventMetrics]) -> None:
+        for export in exports:
+            self.newest.put(export)
+            self._received += 1
+
+    def written(self, exports: Sequence[EventMetrics]) -> None:
+        self.newest.done(exports)
+        self._written += len(exports)
+
+    def postpone(self, cause: OSError) -> None:
+        """Try again later; log why, once per cause."""
+        self.retry_at = trio.current_time() + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        why = cause.strerror or repr(cause)
+        if why not in self._logged:
+            self._logged.add(why)
+            _logger.warning("%s: %s; retrying", self.name, why)
+
+    def log_recovery(self) -> None:
+        lost = self._received - self._written
+        if lost:
+            _logger.warning("%s: recovered; %d exports were lost", self.name, lost)
+        else:
+            _logger.info("%s: recovered", self.name)
+
+    def log_end(self) -> None:
+        lost = self._received - self._written
+        _logger.warning("%s: not recovered; %d exports were lost", self.name, lost)
+
+
+@attrs.define(eq=False)
+class _Writer:
+    """Writes what comes from a channel."""
+
+    exports: trio.MemoryReceiveChannel[EventMetrics]
+    line: Callable[[EventMetrics], str]
+    write: Callable[[str], _Failure | None]
+    """Called in a thread; what it raises ends it all."""
+    name: str
+    limiter: trio.CapacityLimiter
+    outage: _Outage | None = attrs.field(init=False, default=None)
+
+    async def run(self) -> None:  # noqa: ASYNC910  # receiving has checkpoints
+        """Write until the exports end."""
         try:
-            with suppress(trio.WouldBlock, trio.EndOfChannel):
+            with suppress(trio.EndOfChannel):
                 while True:
-                    lines.append(f"{line(event_metrics)}\n")
-                    size += len(lines[-1])
-                    if size >= _BATCH:
-                        break
-                    for _ in range(_TURNS):
-                        await trio.lowlevel.cancel_shielded_checkpoint()
-                    event_metrics = exports.receive_nowait()
+                    if self.outage is None:
+                        await self._write_batch(self._gather)
+                    else:
+                        await self._keep_newest(self.outage)
+                        await self._retry(self.outage)
         finally:
-            await _in_thread(write, "".join(lines))  # noqa: ASYNC102  # likewise
+            if (outage := self.outage) is not None:
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._retry(outage)
+                finally:
+                    if self.outage is not None:
+                        outage.log_end()
+
+    async def _gather(self, batch: _Batch) -> None:
+        """Wait for an export; add it, those that wait behind it, and those to come soon."""
+        await batch.add(await self.exports.receive())
+        linger_ends = trio.current_time() + _LINGER
+        while batch.size < _BATCH:
+            try:
+                await batch.add(self.exports.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                with trio.move_on_at(linger_ends) as lingering:
+                    await batch.add(await self.exports.receive())
+                if lingering.cancelled_caught:
+                    return
+
+    async def _keep_newest(self, outage: _Outage) -> None:
+        """Receive until it is time to try again."""
+        with trio.move_on_at(outage.retry_at):
+            while True:
+                outage.keep(await receive_batch(self.exports, _AT_ONCE))
+
+    async def _retry(self, outage: _Outage) -> None:  # noqa: ASYNC910  # it waits
+        """Write what was kept, until that fails or all of it is written."""
+
+        async def take(batch: _Batch) -> None:
+            await outage.newest.wait()  # this drops what is stale; the last never is
+            for export in outage.newest.first(_AT_ONCE):
+                await batch.add(export)
+
+        while await self._write_batch(take) and self.outage is outage:
+            pass
+
+    async def _write_batch(self, fill: Callable[[_Batch], Awaitable[None]]) -> bool:
+        """Have a batch filled and write it; return whether that worked.
+
+        If `fill` raises or is cancelled, what it has added is written nevertheless.
+        """
+        batch = _Batch(self.line)
+        try:
+            await fill(batch)
+        except BaseException:
+            if batch.lines:
+                await self._write(batch)  # noqa: ASYNC102  # it is shielded
+            raise
+        return await self._write(batch)
+
+    async def _write(self, batch: _Batch) -> bool:
+        failures: list[_Failure | None] = []
+
+        def write() -> None:
+            failures.append(self.write("".join(batch.lines)))
+
+        try:
+            await _in_thread(self.limiter, write)
+        finally:
+            # KeyboardInterrupt may be raised though this was written.
+            for failure in failures:
+                self._settle(batch, failure)
+        return failures == [None]
+
+    def _settle(self, batch: _Batch, failure: _Failure | None) -> None:
+        """Take note of what was written of `batch`."""
+        if self.outage is None:
+            if failure is None:
+                return
+            self.outage = _Outage(self.name)
+            self.outage.keep(batch.exports)
+        if failure is None:
+            self.outage.written(batch.exports)
+            if not self.outage.newest:
+                recovered, self.outage = self.outage, None
+                recovered.log_recovery()
+        else:
+            self.outage.written(batch.exports[: failure.lines_written])
+            self.outage.postpone(failure.cause)
 
 
-async def _in_thread(function: Callable[[*_Args], None], *args: *_Args) -> None:
+async def _in_thread(limiter: trio.CapacityLimiter, function: Callable[[], None]) -> None:
     """Call `function` in a worker thread, and wait for its end, whatever happens."""
+    call = partial(
+        trio.to_thread.run_sync, function, limiter=limiter, thread_name=_THREAD_NAME
+    )
     with trio.CancelScope(shield=True):
         try:
-            await trio.to_thread.run_sync(function, *args)
-        except KeyboardInterrupt:
+            await call()
+        except KeyboardInterrupt as interrupt:
             # In the main task, one that waits for a checkpoint keeps the thread from
             # being started, despite the shield.
-            await trio.to_thread.run_sync(function, *args)  # noqa: ASYNC120  # shielded
-            raise
+            try:
+                await call()  # noqa: ASYNC120  # shielded
+            finally:
+                raise interrupt
 
 
 # In the worker thread
@@ -139,34 +331,66 @@ class _File:
     file: FileIO | None = None
     closed: bool = False
     """Whether it is to be open no more, even if it is only being opened yet."""
+    _torn: bool = False
+    """Whether its last line has no end: a disk was full, or a machine fell."""
 
-    def open(self) -> None:
+    def open(self, opener: Callable[[str, int], int] | None = None) -> None:
         with _named(str(self.path)):
-            torn = self._is_torn()
-            self.file = self.path.open("ab", buffering=0)
+            self._torn = self._is_torn()
+            self.file = FileIO(self.path, "a", opener=opener)
             if self.closed:
                 # Nobody waited until it was open.
                 self.file.close()
-            elif torn:
-                # Else the next line would be lost with the torn one.
-                _write_all(self.file, b"\n")
 
-    def append(self, text: str) -> None:
-        with _named(str(self.path)):
+    def append(self, text: str) -> _Failure | None:
+        """Write `text`, and return why that failed, if trying again may help."""
+        data = memoryview(text.encode())
+        left = data
+        try:
+            with _named(str(self.path)):
+                file = self._current_file()
+                if self._torn:
+                    # Else the next line would be lost with the torn one.
+                    os.write(file.fileno(), b"\n")
+                    self._torn = False
+                # A disk that is nearly full takes a part; the next write says why.
+                while left:
+                    left = left[os.write(file.fileno(), left) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._abandon()
+            written = bytes(data[: len(data) - len(left)])
+            return _Failure(error, written.count(b"\n"))
+        return None
+
+    def _current_file(self) -> FileIO:
+        if self.file is not None and self._is_rotated_away():
+            self.file.close()
+            self.file = None
+        if self.file is None:
+            self.open(_opener)
             assert self.file is not None
-            if self._is_rotated_away():
+        return self.file
+
+    def _abandon(self) -> None:
+        """Have it opened again: the descriptor may be stale, or another file's."""
+        with suppress(OSError):
+            if self.file is not None:
                 self.file.close()
-                self.open()
-            _write_all(self.file, text.encode())
+        self.file = None
 
     def close(self) -> None:
-        self.closed = True
-        if self.file is not None:
-            with _named(str(self.path)):
-                self.file.close()
+        assert self.file is not None
+        try:
+            self.file.close()
+        except OSError as error:
+            # Network file systems report only now that there was no room.
+            _logger.warning(
+                "%s: %s when closed; the last lines may be lost", self.path, error.strerror
+            )
 
     def _is_torn(self) -> bool:
-        """Return whether the last line has no end: a disk was full, or a machine fell."""
         # There may be no such file, or an empty one, or one that only others can read.
         with suppress(OSError):
             if self.path.is_file():
@@ -183,10 +407,15 @@ class _File:
             return True
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
-    # A disk that is nearly full takes a part: only the next write tells what is wrong.
-    while data:
-        data = data[os.write(file.fileno(), data) :]
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; if it is a FIFO that nobody reads, fail instead of waiting."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+# Windows has no such FIFOs.
+_opener = _open_at_once if hasattr(os, "O_NONBLOCK") else None
 
 
 @contextmanager

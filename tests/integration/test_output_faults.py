@@ -8,7 +8,9 @@ import re
 import resource
 import socket
 import struct
+import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -21,13 +23,14 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
+from real_servers import missing
 
 from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     ProbeResult,
     StatsKeeper,
-    fan_out,
+    lines,
     otlp,
     prometheus,
 )
@@ -614,14 +617,6 @@ class Written:
         assert sum(totals_of(exports).values()) == sent + self.feeder.sent
 
 
-async def test_a_disk_that_is_full_ends_writing_and_costs_no_total(path):
-    written = Written("/dev/full")
-    async with written.writing():
-        pass
-    written.assert_it_failed(errno.ENOSPC)
-    await written.assert_the_next_file_is_right(path)
-
-
 async def test_standard_output_on_a_full_disk_ends_writing_and_costs_no_total(
     path, monkeypatch
 ):
@@ -666,42 +661,107 @@ def room_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_disk_that_fills_up_costs_the_line_that_it_tore(path):
-    path.write_bytes(b"\0" * SIZE + b"\n")
-    written = Written(path)
-    with room_for(SIZE + 1_500):
-        async with written.writing():
-            pass
-    written.assert_it_failed(errno.EFBIG)
-    assert path.stat().st_size == SIZE + 1_500
-    before = [line for line in texts_of(path) if is_whole(line)]
-    assert before
-    await written.assert_the_next_file_is_right(path)
-    assert [line for line in texts_of(path) if is_whole(line)][: len(before)] == before
-    assert sum(not is_whole(line) for line in texts_of(path)[1:]) <= 1
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, which has room for 64 kB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        missing(f"a small disk can't be mounted: {mounted.stderr}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-async def test_a_file_closed_by_somebody_else_ends_writing_and_costs_no_total(path):
-    written = Written(path)
-    async with written.writing():
-        await until(lambda: path.exists() and path.stat().st_size)
-        close_descriptors_of(path)
-    written.assert_it_failed(errno.EBADF)
-    await written.assert_the_next_file_is_right(path.with_suffix(".new"))
+@contextmanager
+def full(path):
+    ballast = path.with_name("ballast")
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 1000)
+    yield
+    ballast.unlink()
 
 
-async def test_a_rotated_file_that_cant_be_opened_anew_ends_writing_and_costs_no_total(
-    tmp_path,
+@contextmanager
+def no_larger(path):
+    with room_for(path.stat().st_size + 1_500):
+        yield
+
+
+@contextmanager
+def closed_by_somebody_else(path):
+    close_descriptors_of(path)
+    yield
+
+
+@contextmanager
+def without_its_folder(path):
+    path.parent.rename(path.parent.with_name("old"))
+    yield
+    path.parent.mkdir()
+
+
+@contextmanager
+def replaced_by_a_directory(path):
+    path.unlink()
+    path.mkdir()
+    yield
+    path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "fault"),
+    [
+        (full, errno.ENOSPC),
+        (no_larger, errno.EFBIG),
+        (closed_by_somebody_else, errno.EBADF),
+        (without_its_folder, errno.ENOENT),
+        (replaced_by_a_directory, errno.EISDIR),
+    ],
+)
+async def test_a_file_that_cant_be_written_for_a_while_costs_no_total(
+    small_disk, monkeypatch, caplog, damaged, fault
 ):
-    folder = tmp_path / "log"
-    folder.mkdir()
-    path = folder / "metrics.json"
+    caplog.set_level("INFO", "trio_statskeeper")
+    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.2)
+    path = small_disk / "logs" / "metrics.json"
+    path.parent.mkdir()
     written = Written(path)
     async with written.writing():
         await until(lambda: path.exists() and path.stat().st_size)
-        folder.rename(tmp_path / "log.1")
-    written.assert_it_failed(errno.ENOENT)
-    await written.assert_the_next_file_is_right(tmp_path / "metrics.json")
+        with damaged(path):
+            await until(lambda: "; retrying" in caplog.text)
+            passes = written.keeper.statistics().passes + 3
+            await until(lambda: written.keeper.statistics().passes >= passes)
+        await until(lambda: ": recovered" in caplog.text)
+        written.feeder.stopped.set()
+    assert written.raised is written.keeper_raised is None
+    started, ended = caplog.messages
+    assert started == f"{path}: {os.strerror(fault)}; retrying"
+    assert re.fullmatch(f"{path}: recovered(; [1-9][0-9]* exports were lost)?", ended)
+    whole = [from_json(line) for line in texts_of(path) if is_whole(line)]
+    assert totals_of(whole) == totals_of(written.keeper.snapshot())
+    assert sum(totals_of(whole).values()) == written.feeder.sent
+
+
+async def test_threads_that_never_end_do_not_keep_lines_from_the_file(path):
+    release = threading.Event()
+    limiter = trio.to_thread.current_default_thread_limiter()
+    written = Written(path)
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(limiter.total_tokens)):
+            nursery.start_soon(trio.to_thread.run_sync, release.wait)
+        try:
+            await until(lambda: not limiter.available_tokens)
+            async with written.writing():
+                await until(lambda: path.exists() and path.stat().st_size)
+                written.feeder.stopped.set()
+        finally:
+            release.set()
+    assert written.raised is None
+    exports = [from_json(line) for line in texts_of(path)]
+    assert totals_of(exports) == totals_of(written.keeper.snapshot())
 
 
 @pytest.fixture
@@ -735,11 +795,11 @@ async def test_a_disk_that_is_stuck_costs_ticks_and_no_total(pipe, caplog):
     fifo, reader = pipe
     fill(fifo)
     written = Written(fifo)
-    lines = []
+    read_lines = []
 
     async def read():
         found = await trio.to_thread.run_sync(texts_of, fifo, abandon_on_cancel=True)
-        lines.extend(found)
+        read_lines.extend(found)
 
     async with written.writing():
         # Should the test fail, the reader goes: else the write would never end.
@@ -753,33 +813,7 @@ async def test_a_disk_that_is_stuck_costs_ticks_and_no_total(pipe, caplog):
     assert written.raised is None
     assert written.keeper_raised is None
     assert caplog.messages == []
-    assert len(lines) == written.keeper.statistics().exports_sent
-    totals = totals_of(map(from_json, lines))
+    assert len(read_lines) == written.keeper.statistics().exports_sent
+    totals = totals_of(map(from_json, read_lines))
     assert totals == totals_of(written.keeper.snapshot())
     assert sum(totals.values()) == written.feeder.sent
-
-
-async def test_a_full_disk_behind_fan_out_does_not_touch_the_other_output(path, caplog):
-    keeper, feeder = make_keeper(), Feeder()
-    received = []
-
-    async def write(exports):
-        with pytest.raises(OSError, match="No space left"):
-            await write_lines(exports, "/dev/full")
-
-    async def consume(exports):
-        received.extend([export async for export in exports])
-
-    send, receive = trio.open_memory_channel[EventMetrics](0)
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keeper.run, feeder.results, send)
-            nursery.start_soon(fan_out, receive, write, consume)
-            nursery.start_soon(feeder.feed)
-            await until(lambda: caplog.messages and keeper.statistics().passes >= 5)
-            feeder.stopped.set()
-    assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "returned before the exports ended; it gets no more"
-    ]
-    assert totals_of(received) == totals_of(keeper.snapshot())
-    assert sum(totals_of(received).values()) == feeder.sent == keeper.statistics().folded

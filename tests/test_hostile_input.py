@@ -679,17 +679,6 @@ class Nameless(Exception, metaclass=NamelessType):
     __repr__ = fight
 
 
-class Lying(dict):
-    """A dict that tells something else each time."""
-
-    def __init__(self, *told):
-        super().__init__(told[0])
-        self.told = list(told)
-
-    def items(self):
-        return self.told.pop(0).items()
-
-
 class Breaking(dict):
     error = OSError("broken")
 
@@ -780,7 +769,6 @@ def bad_results():
         "a dict that breaks with a false repr": FalselyBreaking(total=1),
         "a dict without pairs": NoPairs(total=1),
         "a dict without items": NoItems(total=1),
-        "a dict that forgets": Lying({"total": 1, "new": 1}, {"newer": 1}),
         "a name that is not found": {"total": 1, Hidden("served"): 1},
         "a new name that is not found": {"total": 1, Hidden("new"): 1},
         "a map without contents": {"total": 1, "new": Map.__new__(Map)},
@@ -794,9 +782,6 @@ def bad_results():
         | targets
         | {what: Result("a", told) for what, told in metrics.items()},
         "kind": {
-            "a dict that changes a kind": Result(
-                "a", Lying({"total": 1, "new": 1}, {"new": Gauge(1)})
-            ),
             "an evil number for a text": Result("a", {"version": Whole(1)}),
             "an evil text for a number": Result("a", {"total": Text("1")}),
         },

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Callable
 
-import attrs
 import pytest
 import trio
-from helpers import Result, make_keeper, one, running, totals
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import make_keeper, one, running, totals
 
 from trio_statskeeper import (
-    Distribution,
     Endpoint,
-    EventMetrics,
-    Gauge,
-    Map,
     StatsKeeper,
     _keeper,
 )

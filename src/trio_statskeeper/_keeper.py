@@ -433,14 +433,19 @@ class StatsKeeper:
 
     async def _last_pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
         """Send the totals of all targets that are listed now, or were at the last tick."""
+        failure: Exception | None = None
         try:
             self._ask_for_targets(for_last_pass=True)
             await self._relist()
-        except Exception:
-            # At the end of a program, whatever knew the targets may have ended before.
+        except Exception as error:  # noqa: BLE001  # raised below
+            # At the end of a program, what knew the targets may have ended before.
+            failure = error
+        try:
             await self._pass(exports)
-            raise
-        await self._pass(exports)
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # else it would refer to itself, by its traceback
 
     # The end
 

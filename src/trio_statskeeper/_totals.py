@@ -487,9 +487,7 @@ class Totals:
         self.unreported[reason] += 1
         self.newest_rejection = explanation
 
-    def _add(  # noqa: C901  # as `fold`
-        self, row: Row, deltas: Mapping[str, Value], now: float
-    ) -> None:
+    def _add(self, row: Row, deltas: Mapping[str, Value], now: float) -> None:
         columns = row[0].columns
         new: list[tuple[str, Value]] | None = None
         name: object = None
@@ -538,24 +536,24 @@ class Totals:
         for name, value in new:
             try:
                 if name not in columns:
-                    if len(kinds) >= self.max_metrics:
-                        limit = f"the target would exceed {self.max_metrics} metrics"
-                        raise _Rejected("metrics", limit)
-                    kinds[name] = self._kind_of(name, value)
+                    kinds[name] = self._kind_of(name, value, len(kinds))
                     columns[name] = len(row)
                     row.extend(kinds[name].zero)
                 kinds[name].add(row, columns[name], value, now)
             except _Rejected as rejection:
                 raise rejection.of_metric(name) from None
-        # Only now, as nothing can be wrong any more, and once: a schema takes long to build.
+        # Only now that nothing can be rejected, and once: a schema takes long to build.
         row[0] = self._schema(kinds)
 
-    def _kind_of(self, name: str, value: Value) -> _Kind:
+    def _kind_of(self, name: str, value: Value, metrics_before: int) -> _Kind:
+        if metrics_before >= self.max_metrics:
+            limit = f"the target would exceed {self.max_metrics} metrics"
+            raise _Rejected("metrics", limit)
         if name in self.distributions:
             return _Samples(self.distributions[name])
+        if is_number(value):
+            return _Sum()
         match value:
-            case int() | float():
-                return _Sum()
             case Distribution():
                 return _Histogram(value.bounds)
             case Map():
@@ -568,9 +566,8 @@ class Totals:
                 return _Newest(Gauge)
             case str():
                 return _Newest(str)
-            case _ if is_number(value):
-                return _Sum()
-        raise _Rejected("type", f"{quote(value)} is not a value of a metric")
+            case _:
+                raise _Rejected("type", f"{quote(value)} is not a value of a metric")
 
     def _add_keys(self, row: Row, name: str, at: int, new: _NewKeys) -> None:
         old = new.counts.keys
@@ -613,7 +610,7 @@ class Totals:
         self._cutting = False
 
     def to_export(self) -> Iterator[Endpoint]:
-        """Return the targets of a pass: all that are listed, then those that are leaving."""
+        """Return the targets of a pass: those that are listed, then those leaving."""
         return chain(self.listed.values(), reversed(self._leaving.values()))
 
     def note_exported(self) -> None:
@@ -747,9 +744,7 @@ class Totals:
 
     def _is_due(self, key: str, time: float) -> bool:
         """Return whether the time of a delisted target is up."""
-        return (
-            time - self._delisted[key] >= self.expire_after and key not in self._leaving
-        )
+        return time - self._delisted[key] >= self.expire_after and key not in self._leaving
 
     def _expire_due(self, time: float) -> Iterator[None]:
         count = 0

@@ -270,7 +270,12 @@ class _Counts:
             raise _NewKeys(self, value)
         for key, number in value.values.items():
             place = at + places[key]
-            row[place] = _sum(row[place], number)
+            before = row[place]
+            total = before + number
+            # Without a call where all is well, as in `Totals._add`.
+            row[place] = (
+                total if before <= total <= MAX_NUMBER else _sum(before, number)
+            )
 
     def with_keys_of(self, value: Map, max_keys: int) -> _Counts:
         """Return this kind with the keys of `value` added, if that is not too many."""

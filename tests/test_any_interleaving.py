@@ -132,7 +132,12 @@ good_metrics = st.one_of(
     [st.tuples(st.just(name), st.sampled_from(values)) for name, values in GOOD.items()]
 )
 odd_metrics = st.tuples(st.sampled_from([*GOOD, "new", 5]), st.sampled_from(ODD))
-good_results = st.builds(Result, KEYS, st.lists(good_metrics, max_size=4).map(dict))
+good_results = st.builds(
+    Result,
+    KEYS,
+    # With a latency, by which it is told whether all was exported.
+    st.lists(good_metrics, max_size=4).map(lambda drawn: {"latency": 1.5, **dict(drawn)}),
+)
 odd_results = st.builds(
     Result,
     KEYS,

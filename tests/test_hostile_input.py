@@ -818,11 +818,12 @@ async def test_a_name_that_hides_from_dicts_changes_no_metric_but_its_own(autoju
     keeper = make_keeper()
     async with running(keeper) as run:
         run.send(Result("a", BEFORE), Result("a", {Elusive("total"): OVERLAID}))
+        run.send(Result("a", {Elusive("new"): 1, "new": 2}))
         await trio.sleep(1.5)
         (export,) = run.received()
-    assert export.metrics == BEFORE
+    assert export.metrics == BEFORE | {"new": 3}
     assert keeper.statistics().rejected.keys() <= {"kind", "error"}
-    assert keeper.statistics().folded == 1
+    assert keeper.statistics().folded == 2
 
 
 async def test_all_that_fight_back_are_counted_by_reason_and_the_others_all_added(

@@ -902,7 +902,7 @@ async def test_time_during_which_the_list_is_not_asked_for_does_not_count_for_ex
         for _ in range(3):  # the list lacks b, has it, and lacks it again
             await receive_exports(run.exports, 2)
             run.send(one("a"), one("b"), one("x"))
-            await trio.sleep(100)  # as the next pass waits
+            await trio.sleep(100.25)  # as the next pass waits
         assert keeper.statistics().expired == 0
         assert totals(await receive_exports(run.exports, 2)) == {"a": 4, "b": 4}
 

@@ -273,9 +273,7 @@ class _Counts:
             before = row[place]
             total = before + number
             # Without a call where all is well, as in `Totals._add`.
-            row[place] = (
-                total if before <= total <= MAX_NUMBER else _sum(before, number)
-            )
+            row[place] = total if before <= total <= MAX_NUMBER else _sum(before, number)
 
     def with_keys_of(self, value: Map, max_keys: int) -> _Counts:
         """Return this kind with the keys of `value` added, if that is not too many."""

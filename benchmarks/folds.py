@@ -52,9 +52,11 @@ class Ours:
         self.totals = Totals(
             distributions={"latency": BOUNDS},
             map_names_taken=frozenset(),
+            export_interval=10,
             expire_after=3600,
             max_unlisted=max_targets,
             max_map_keys=0,
+            max_metrics=200,
         )
 
     def fold(self, results: list[Result]) -> float:

@@ -105,8 +105,10 @@ class Held:
 
     start: float
     last_listed: float
-    """By running time; if it never was, when its first result came."""
+    """By the time that counts for expiry; if it never was, when its first result came."""
     was_listed: bool
+    exported: int = -1
+    """How many of the results are in the newest export since it was listed."""
     results: list[tuple[float, Mapping[str, Value]]] = attrs.field(factory=list)
     """Each with its running time."""
 
@@ -134,8 +136,12 @@ class Run:
     ends_at: float = math.inf
     to_send: deque[Seen] | None = None
     """Of a pass in progress: what was not sent yet."""
+    cut: list[tuple[Held, int]] = attrs.field(factory=list)
+    """Whose results that pass has, and how many."""
     last: bool = False
     """Whether that pass is the last."""
+    failure: type | None = None
+    """What `targets` raised when it was called for the last pass."""
 
 
 @attrs.define
@@ -146,6 +152,7 @@ class Model:
     expire_after: float
     max_unlisted: int
     max_map_keys: int
+    max_metrics: int
     flush_timeout: float
     distributions: Mapping[str, Sequence[float]]
     labels: Mapping[str, str]
@@ -175,7 +182,12 @@ class Model:
     held: dict[str, Held] = attrs.field(factory=dict)
     listed: dict[str, int] = attrs.field(factory=dict)
     """The place of each."""
+    leaving: dict[str, int] = attrs.field(factory=dict)
+    """Those that left the list, but are still to be exported, and their places."""
+    asked_at: float = 0.0
+    """The running time at which the list was asked for."""
     listed_at: float = 0.0
+    """That in the time that counts for expiry."""
     timestamp: float = 0.0
     times_asked: int = 0
 
@@ -211,7 +223,8 @@ class Model:
             return
         held = self.held.get(target)
         if held is not None and held.was_listed and target not in self.listed:
-            self.drop_if_due(target)
+            if target not in self.leaving:
+                self.drop_if_due(target)
             held = self.held.get(target)
         reasons = set(self.faults(held.values() if held else {}, deltas))
         if held is None and target not in self.listed and not self.has_room():
@@ -222,7 +235,7 @@ class Model:
             return
         if held is None:
             listed = target in self.listed
-            since = self.listed_at if listed else self.running
+            since = self.listed_at if listed else self.expiry_time()
             held = self.held[target] = Held(self.stamp(), since, listed)
         held.results.append((self.running, dict(deltas)))
         self.folded += 1
@@ -234,6 +247,8 @@ class Model:
     def faults(
         self, before: Mapping[str, Sequence[Value]], deltas: Mapping[str, Any]
     ) -> Iterable[str]:
+        if len({*before, *deltas}) > self.max_metrics:
+            yield "metrics"
         for name, value in deltas.items():
             if not isinstance(name, str) or not isinstance(value, Value):
                 yield "type"
@@ -249,6 +264,8 @@ class Model:
             case int() | float():
                 return added(values)
             case Distribution(bounds=bounds):
+                if not all(isinstance(value, Distribution) for value in values):
+                    raise Refused("kind")
                 return observed(bounds, values)
             case Map():
                 taken = ("ptype", "probe", "dst", "le", *self.labels)
@@ -261,8 +278,9 @@ class Model:
         """Return what is to be exported of the listed ones among `keys` now."""
         timestamp = self.stamp()
         exports: deque[Seen] = deque()
+        places = self.leaving | self.listed
         for key in keys:
-            if key not in self.listed or key not in self.held:
+            if key not in places or key not in self.held:
                 continue
             held = self.held[key]
             totals = {name: self.total(name, v) for name, v in held.values().items()}
@@ -274,13 +292,14 @@ class Model:
             }
             labels = {"ptype": "http", "probe": "homepage", "dst": key}
             for name, label in self.labels.items():
-                labels[name] = label.format(key=key, place=self.listed[key])
+                labels[name] = label.format(key=key, place=places[key])
             if metrics:
                 exports.append(seen(timestamp, held.start, labels, metrics))
         return exports
 
     def snapshot(self, keys: Iterable[str] | None) -> list[Seen]:
-        return list(self.exports(self.listed if keys is None else keys))
+        keys = self.listed if keys is None else keys
+        return list(self.exports(key for key in keys if key in self.listed))
 
     def stamp(self) -> float:
         self.timestamp = max(self.timestamp, self.now + self.ahead)
@@ -288,12 +307,11 @@ class Model:
 
     # Listing
 
-    def ask(self) -> bool:
+    def ask(self, *, for_last_pass: bool = False) -> bool:
         """Ask for the targets; return whether that went well."""
         self.times_asked += 1
         if self.targets_fail:
             self.targets_fail = False
-            self.end(OSError)
             return False
         before, self.listed = self.listed, {}
         for place, key in enumerate(self.wanted, self.first_place):
@@ -301,18 +319,36 @@ class Model:
                 self.duplicates += 1
             else:
                 self.listed[key] = place
-        self.listed_at = self.running
+        left = {
+            key: place
+            for key, place in before.items()
+            if (held := self.held.get(key)) is not None
+            and (for_last_pass or len(held.results) > held.exported)
+        }
+        left |= self.leaving
+        self.leaving = {key: left[key] for key in left if key not in self.listed}
+        time = self.expiry_time()
         for key, held in list(self.held.items()):
-            returns = held.was_listed and key not in before
-            if returns or key not in self.listed:
+            if key in self.leaving:
+                if time - held.last_listed >= self.expire_after:
+                    held.last_listed = time
+                continue
+            returns = key not in before and key not in left
+            if key not in self.listed or (held.was_listed and returns):
                 self.drop_if_due(key)
             if key in self.listed:
+                if key not in before:
+                    held.exported = -1
                 held.was_listed = True
-                held.last_listed = self.running
+                held.last_listed = time
+        self.asked_at, self.listed_at = self.running, time
         return True
 
+    def expiry_time(self) -> float:
+        return self.listed_at + min(self.running - self.asked_at, self.interval)
+
     def drop_if_due(self, key: str) -> None:
-        if self.running - self.held[key].last_listed >= self.expire_after:
+        if self.expiry_time() - self.held[key].last_listed >= self.expire_after:
             del self.held[key]
             self.expired += 1
 
@@ -325,7 +361,8 @@ class Model:
         self.listening = True
         self.run = Run(self.now)
         self.stamp()
-        self.ask()
+        if not self.ask():
+            self.end(OSError)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -342,7 +379,7 @@ class Model:
         self.run.open = False
         self.run.cancelled = True
         self.run.ends_at = self.now + self.flush_timeout
-        self.begin_pass()
+        self.begin_last_pass()
 
     def leave(self) -> None:
         """Let the consumer go."""
@@ -364,10 +401,12 @@ class Model:
     def goes_on(self, run: Run) -> bool:
         if run.to_send is None:
             if not run.open:
-                self.begin_pass()
+                self.begin_last_pass()
             elif self.now >= run.start + run.tick * self.interval:
                 if self.ask():
                     self.begin_pass()
+                else:
+                    self.end(OSError)
             else:
                 return False
         elif not run.to_send:
@@ -383,19 +422,30 @@ class Model:
             return False
         return True
 
+    def begin_last_pass(self) -> None:
+        if not self.ask(for_last_pass=True):
+            self.run.failure = OSError
+        self.begin_pass()
+
     def begin_pass(self) -> None:
         if not self.listening:
             self.miss_the_consumer()
             return
         self.run.last = not self.run.open
-        self.run.to_send = self.exports(self.listed)
+        keys = [*self.listed, *self.leaving]
+        self.run.to_send = self.exports(keys)
+        included = [self.held[key] for key in keys if key in self.held]
+        self.run.cut = [(held, len(held.results)) for held in included]
 
     def end_pass(self) -> None:
         run = self.run
         self.passes += 1
         run.to_send = None
+        self.leaving = {}
+        for held, results in run.cut:
+            held.exported = results
         if run.last:
-            self.end(trio.Cancelled if run.cancelled else None)
+            self.end(run.failure or (trio.Cancelled if run.cancelled else None))
         elif run.open:
             run.tick += 1
             while run.start + run.tick * self.interval < self.now:

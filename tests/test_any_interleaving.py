@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -132,7 +132,12 @@ good_metrics = st.one_of(
     [st.tuples(st.just(name), st.sampled_from(values)) for name, values in GOOD.items()]
 )
 odd_metrics = st.tuples(st.sampled_from([*GOOD, "new", 5]), st.sampled_from(ODD))
-good_results = st.builds(Result, KEYS, st.lists(good_metrics, max_size=4).map(dict))
+good_results = st.builds(
+    Result,
+    KEYS,
+    # With a latency, by which it is told whether all was exported.
+    st.lists(good_metrics, max_size=4).map(lambda drawn: {"latency": 1.5, **dict(drawn)}),
+)
 odd_results = st.builds(
     Result,
     KEYS,
@@ -143,7 +148,7 @@ odd_results = st.builds(
 no_results = st.builds(Raising, KEYS) | st.builds(
     Result, KEYS | st.just(7), st.none() | st.just(["total"])
 )
-results = st.one_of([good_results] * 5 + [odd_results] * 5 + [no_results])
+results = st.one_of([good_results] * 5 + [odd_results] * 5 + [no_results, st.none()])
 # Each can be rejected for one reason alone.
 bursts = st.lists(
     st.builds(Result, KEYS, good_metrics.map(lambda metric: dict([metric]))), max_size=6
@@ -153,6 +158,7 @@ options = st.fixed_dictionaries(
         "expire_after": st.sampled_from([0.5, 1, 2, 2.25, 3, math.inf]),
         "max_unlisted": st.integers(0, 2),
         "max_map_keys": st.just(3),
+        "max_metrics": st.sampled_from([4, 200]),
         "flush_timeout": st.sampled_from([0, 0.75, 2.5]),
         "distributions": st.just({"latency": BOUNDS}),
     }
@@ -180,6 +186,13 @@ def counts(export: EventMetrics) -> dict[Any, float]:
             case Distribution():
                 counts |= {(name, i): n for i, n in enumerate(value.bucket_counts)}
     return counts
+
+
+NONE = Distribution.of([], BOUNDS)
+
+
+def samples(latency: Any) -> int:
+    return latency.count if isinstance(latency, Distribution) else 1
 
 
 in_progress = precondition(lambda self: self.model.run is not None)
@@ -221,6 +234,11 @@ class AnyInterleaving(RuleBasedStateMachine):
         # Results that come while the keeper calls `targets` next (0), or computes its
         # so manieth label from now.
         self.surprise: tuple[int, list[ProbeResult]] | None = None
+        # By target, how many latencies were accepted, accepted of a listed one, exported.
+        self.accepted_samples = Counter[str]()
+        self.owed_samples = Counter[str]()
+        self.exported_samples = Counter[str]()
+        self.exports_lost = False
         self.newest: dict[str, EventMetrics] = {}
         self.timestamp = 0.0
         self.start(*run)
@@ -330,7 +348,14 @@ class AnyInterleaving(RuleBasedStateMachine):
     def fold_accepted(self) -> None:
         rejected = self.keeper.statistics().rejected
         for result in self.accepted:
-            self.model.fold(result.target, result.values, rejected)
+            target, values = getattr(result, "target", 7), getattr(result, "values", None)
+            folded = self.model.folded
+            self.model.fold(target, values, rejected)
+            if self.model.folded > folded:
+                count = samples(values.get("latency", NONE))
+                self.accepted_samples[target] += count
+                if target in self.model.listed:
+                    self.owed_samples[target] += count
         self.accepted_in_all += len(self.accepted)
         self.accepted.clear()
 
@@ -355,10 +380,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert export.start_timestamp <= export.timestamp
         assert self.timestamp <= export.timestamp
         self.timestamp = export.timestamp
-        before = self.newest.get(export.labels["dst"])
-        self.newest[export.labels["dst"]] = export
+        target = export.labels["dst"]
+        before = self.newest.get(target)
+        self.newest[target] = export
+        self.exported_samples[target] += samples(export.metrics.get("latency", NONE))
         if before is None or before.start_timestamp < export.start_timestamp:
             return
+        self.exported_samples[target] -= samples(before.metrics.get("latency", NONE))
         assert before.start_timestamp == export.start_timestamp
         now = counts(export)
         assert all(now.get(part, -1) >= count for part, count in counts(before).items())
@@ -427,13 +455,12 @@ class AnyInterleaving(RuleBasedStateMachine):
     def it_comes_to_an_end(self, how, batch, steps):
         run = self.model.run
         if how == "cancelled" and not run.cancelled:
-            self.keeper.snapshot([])  # takes the time, which a sweep does not
-            self.model.stamp()
             self.cancel(batch, steps)
         elif how == "results" and run.open:
             self.results.close()
             self.model.close_results()
         elif how == "consumer":
+            self.exports_lost |= len(self.model.buffer) > 0
             self.exports.close()
             self.model.leave()
         elif how == "targets":
@@ -455,6 +482,12 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert attrs.asdict(statistics) == self.model.statistics()
         assert self.times_asked == self.model.times_asked
         assert self.accepted_in_all == statistics.folded + sum(statistics.rejected.values())
+
+    @invariant()
+    def what_it_accepted_of_listed_targets_it_has_exported_at_a_clean_end(self):
+        at_a_clean_end = self.model.run is None and self.ways_out[-1:] == [None]
+        if at_a_clean_end and not self.model.buffer and not self.exports_lost:
+            assert self.owed_samples <= self.exported_samples <= self.accepted_samples
 
     @invariant()
     def its_runs_ended_as_the_model_did(self):

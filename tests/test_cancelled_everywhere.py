@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -156,17 +156,20 @@ class Keeping:
         return self.readings
 
     def targets(self) -> list[Endpoint]:
-        if trio.current_time() > 0:  # at a tick
-            if len(self.listed) > 1:
-                del self.listed[0]
-            self.cuts[self.readings + 1] = self.cut()
+        leaving: list[str] = []
+        if trio.current_time() > 0 and len(self.listed) > 1:
+            before = self.listed.pop(0)
+            leaving = [key for key in before if key not in self.listed[0]]
+        # If this is not the start, a pass follows at the next reading of the clock.
+        self.cuts[self.readings + 1] = self.cut(leaving)
         if "d" in self.listed[0]:
             self.d_is_listed.set()
         return [Endpoint(key) for key in self.listed[0]]
 
-    def cut(self) -> dict[str, dict]:
-        """Return what is folded in now, of the listed targets."""
-        return {key: total(self.folded[key]) for key in self.listed[0] if self.folded[key]}
+    def cut(self, leaving: Sequence[str] = ()) -> dict[str, dict]:
+        """Return what is folded in now, of the listed targets and these."""
+        keys = (*self.listed[0], *leaving)
+        return {key: total(self.folded[key]) for key in keys if self.folded[key]}
 
     # Around the keeper
 
@@ -260,14 +263,10 @@ class Keeping:
             )
         ]
         assert passes == sorted(passes, key=lambda each: each[0])
-        last = [*self.cut().items()]
+        last = [*self.cuts[max(self.cuts)].items()]
         if last and (raised is None or self.ending == "flushed"):
-            timestamp, exports = passes.pop()
-            assert timestamp not in self.cuts
+            _, exports = passes.pop()
             assert exports == last
-        elif passes and self.ending == "end of input":
-            # Perhaps the last pass, interrupted.
-            self.cuts.setdefault(passes[-1][0], self.cut())
         for timestamp, exports in passes:
             cut = [*self.cuts[timestamp].items()]
             if timestamp == passes[-1][0] and raised is not None:

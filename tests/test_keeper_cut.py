@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Callable
 
-import attrs
 import pytest
 import trio
-from helpers import Result, make_keeper, one, running, totals
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import make_keeper, one, running, totals
 
 from trio_statskeeper import (
-    Distribution,
     Endpoint,
-    EventMetrics,
-    Gauge,
-    Map,
     StatsKeeper,
     _keeper,
 )
@@ -118,109 +109,6 @@ async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(auto
         assert totals(keeper.snapshot(["a", "b"])) == {"a": 2, "b": 1}
     assert totals([export]) == {"a": 1}
     assert export.timestamp < b.start_timestamp
-
-
-# Any interleaving: a plain model, stepped together with the keeper
-
-KEYS = ["a", "b", "c", "d"]
-BOUNDS = (1.0, 2.0)
-
-
-def deltas(step: int) -> dict:
-    """Return metrics that tell which steps they come from."""
-    return {
-        "total": 1,
-        "steps": 2**step,
-        "latency": step % 4,
-        "code": Map("code", {str(step % 5): 1}),
-        "queue": Gauge(step),
-    }
-
-
-@attrs.define
-class Model:
-    """The totals as a newcomer would keep them."""
-
-    folded: dict[str, list[int]] = attrs.field(factory=dict)
-
-    def fold(self, key: str, step: int) -> None:
-        self.folded.setdefault(key, []).append(step)
-
-    def cut(self, listed: list[str]) -> dict[str, dict]:
-        return {
-            key: {
-                "total": len(steps),
-                "steps": sum(2**step for step in steps),
-                "latency": Distribution.of([step % 4 for step in steps], BOUNDS),
-                "code": Map("code", Counter(str(step % 5) for step in steps)),
-                "queue": Gauge(steps[-1]),
-            }
-            for key in listed
-            if (steps := self.folded.get(key))
-        }
-
-
-# What happens at one of the instants between two ticks.
-events = st.one_of(
-    st.tuples(st.just("result"), st.sampled_from(KEYS)),
-    st.tuples(st.just("receive"), st.integers(1, 3)),
-    st.tuples(st.just("list"), st.lists(st.sampled_from(KEYS), unique=True)),
-)
-
-
-@given(st.lists(events, max_size=60), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
-def test_every_pass_equals_a_plain_model_at_its_tick(happening, exports_buffer):
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    trio.run(play, happening, exports_buffer, clock=clock)
-
-
-async def play(happening: list, exports_buffer: int) -> None:
-    model = Model()
-    listed = list(KEYS)
-    asked: list[str] = []
-    passes: list[tuple[float, dict[str, dict]]] = []
-    received: list[EventMetrics] = []
-
-    def targets() -> list[Endpoint]:
-        # Called at the very instant of a tick.
-        asked[:] = listed
-        passes.append((trio.current_time(), model.cut(listed)))
-        return [Endpoint(key) for key in listed]
-
-    keeper = make_keeper(
-        targets,
-        distributions={"latency": BOUNDS},
-        export_interval=4,
-        expire_after=math.inf,
-    )
-    async with running(keeper, exports_buffer=exports_buffer) as run:
-        passes.clear()  # the start's call exports nothing
-        for step, (event, argument) in enumerate(happening):
-            await trio.sleep_until(step + 0.5)
-            match event:
-                case "result":
-                    run.send(Result(argument, deltas(step)))
-                    await trio.testing.wait_all_tasks_blocked()
-                    model.fold(argument, step)
-                case "receive":
-                    for _ in range(argument):
-                        with trio.move_on_after(0.1):
-                            received.append(await run.exports.receive())
-                case "list":
-                    listed[:] = argument
-        run.results.close()
-        received.extend([export async for export in run.exports])
-        passes.append((trio.current_time(), model.cut(asked)))
-
-    assert [
-        (export.timestamp, export.labels["dst"], dict(export.metrics))
-        for export in received
-    ] == [
-        (timestamp, key, metrics)
-        for timestamp, cut in passes
-        for key, metrics in cut.items()
-    ]
 
 
 # Rule 5: it never hogs the loop

@@ -12,7 +12,7 @@ from contextlib import suppress
 import attrs
 import pytest
 import trio
-from helpers import Result, make_keeper, one, running, totals
+from helpers import Result, all_from, make_keeper, one, running, totals
 from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import Endpoint, EventMetrics, Gauge, ProbeResult, StatsKeeper
@@ -49,6 +49,57 @@ async def test_a_pass_in_progress_is_finished_before_the_last(autojump_clock):
     ]
 
 
+@pytest.mark.parametrize("flush_timeout", [0, 0.5])
+async def test_the_last_pass_has_what_was_listed_at_the_last_tick_or_since(
+    autojump_clock, flush_timeout
+):
+    listed = [Endpoint("a"), Endpoint("b"), Endpoint("c")]
+    keeper = make_keeper(lambda: listed, flush_timeout=flush_timeout)
+    outcome, results, exports = outcome_of(keeper, exports_buffer=math.inf)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+            for target in "abcd":
+                results.send_nowait(one(target))
+            await trio.sleep(1.5)
+            assert list(totals(all_from(exports))) == ["a", "b", "c"]
+            listed[1:] = [Endpoint("d")]
+            results.send_nowait(one("c"))
+            if flush_timeout:
+                scope.cancel()
+            else:
+                results.close()
+    expected = [("a", 1), ("d", 1), ("b", 1), ("c", 2)]
+    assert list(totals(all_from(exports)).items()) == expected
+
+
+@pytest.mark.parametrize("flush_timeout", [0, 0.5])
+@pytest.mark.parametrize("bad", [OSError("no luck"), ["b"]])
+async def test_if_targets_fail_at_the_end_the_last_pass_is_of_those_before(
+    autojump_clock, flush_timeout, bad
+):
+    def targets() -> list:
+        if trio.current_time() == 0:
+            return [Endpoint("a")]
+        if isinstance(bad, OSError):
+            raise bad
+        return bad
+
+    keeper = make_keeper(targets, flush_timeout=flush_timeout)
+    outcome, results, exports = outcome_of(keeper, exports_buffer=10)
+    results.send_nowait(one("a"))
+    scope = trio.CancelScope()
+    with pytest.RaisesGroup(OSError if isinstance(bad, OSError) else TypeError), scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run)
+            await trio.sleep(0.5)
+            if flush_timeout:
+                scope.cancel()
+            else:
+                results.close()
+    assert totals(all_from(exports)) == {"a": 1}
+
+
 async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
     async with running(make_keeper()) as run:
         clone = run.results.clone()
@@ -62,14 +113,16 @@ async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
 # Rule 11: cancellation
 
 
-async def test_a_gauge_among_the_last_results_is_as_new_as_the_cancellation(autojump_clock):
+async def test_what_the_last_results_begin_is_as_new_as_the_cancellation(autojump_clock):
     keeper = make_keeper()
     async with running(keeper) as run:
         await trio.sleep(0.5)
         run.nursery.cancel_scope.cancel()
-        run.send(Result("a", {"load": Gauge(5)}))
+        run.send(None, Result("a", {"load": Gauge(5)}))
     (export,) = keeper.snapshot()
     assert export.metrics == {"load": Gauge(5)}
+    assert export.start_timestamp == 0.5
+    assert keeper.statistics().rejected == {"error": 1}
 
 
 @attrs.frozen
@@ -410,9 +463,17 @@ async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_cloc
     assert keeper.statistics().folded == 4
 
 
-@pytest.mark.parametrize(("nth", "start"), [(1, 0), (2, 5)])  # 0: it is unknown
-async def test_a_clock_that_raises_loses_no_result(autojump_clock, nth, start):
-    keeper = make_keeper(clock=Raising(nth, 5.0))
+@pytest.mark.parametrize(
+    ("raises", "start"),
+    [([True, True], 0), ([True, False], 5), ([False, True, True], 5)],  # 0: it is unknown
+)
+async def test_a_clock_that_raises_loses_no_result(autojump_clock, raises, start):
+    def clock() -> float:
+        if raises and raises.pop(0):
+            raise OSError("no luck")
+        return 5.0
+
+    keeper = make_keeper(clock=clock)
     outcome, results, exports = outcome_of(keeper)
     for _ in range(3):
         results.send_nowait(one("a"))

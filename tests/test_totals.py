@@ -10,7 +10,7 @@ import pytest
 from helpers import Result
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import LARGEST, LARGEST_WHOLE
+from strategies import LARGEST, LARGEST_WHOLE, counts
 
 from trio_statskeeper import Distribution, Endpoint, Gauge, Map, _totals
 from trio_statskeeper._totals import _FIRST_NUMBER, _SAVED, Totals, metrics
@@ -24,9 +24,11 @@ def make_totals(*listed: str) -> Totals:
     made = Totals(
         distributions={"latency": (1.0, 2.0)},
         map_names_taken=frozenset(),
+        export_interval=10.0,
         expire_after=10.0,
         max_unlisted=100,
         max_map_keys=100,
+        max_metrics=200,
     )
     relist(made, listed, now=0.0)
     return made
@@ -65,7 +67,7 @@ def test_a_schema_that_no_row_uses_any_more_is_not_kept():
     assert len(totals._schemas) == 1
 
 
-def test_a_result_with_many_new_metrics_needs_one_new_schema(monkeypatch):
+def test_only_an_accepted_result_builds_a_schema_and_but_one(monkeypatch):
     built = []
 
     def build(kinds):
@@ -78,6 +80,10 @@ def test_a_result_with_many_new_metrics_needs_one_new_schema(monkeypatch):
     deltas = {f"metric {i}": 1 for i in range(100)}
     fold(totals, Result("a", deltas | {"code": Map("code", {"200": 1})}))
     fold(totals, Result("b", deltas | {"code": Map("code", {"200": 1})}))
+    for number in range(300):
+        fold(totals, Result("a", {f"id {number}": 1, "total": -1}))
+        fold(totals, Result("a", {f"id {number} {i}": 1 for i in range(150)}))
+    assert totals.rejected == {"negative": 300, "metrics": 300}
     assert len(built) == 1
 
 
@@ -172,6 +178,8 @@ def test_what_left_the_list_expires_though_what_was_never_listed_does_not_yet():
     totals = make_totals("a", "b")
     for name in "ab":
         fold(totals, Result(name, {"total": 1}))
+    totals.begin_cut()
+    totals.note_exported()
     relist(totals, [], now=1.0)
     fold(totals, Result("x", {"total": 1}), now=9.0)
     relist(totals, [], now=10.0)
@@ -222,6 +230,26 @@ def test_a_map_adds_up_key_by_key_whichever_keys_come_when(deltas):
     assert (metrics(row, -math.inf) if row else {}) == (
         {"code": Map("code", expected), "total": len(deltas)} if deltas else {}
     )
+
+
+@given(st.lists(counts, max_size=20))
+def test_a_count_never_goes_down_whatever_numbers_are_added(numbers):
+    totals = make_totals("a")
+    before = 0
+    for number in numbers:
+        fold(totals, Result("a", {"total": number, "code": Map("code", {"2": number})}))
+        now = metrics(totals.row("a"), -math.inf)
+        assert now["total"] == now["code"].values["2"] >= before
+        assert type(now["total"]) is type(before + number) or totals.rejected
+        before = now["total"]
+    assert totals.rejected.keys() <= {"overflow"}
+
+
+def test_an_integer_that_becomes_a_float_is_rounded_up():
+    totals = make_totals("a")
+    fold(totals, Result("a", {"total": 2**53 + 1}))
+    fold(totals, Result("a", {"total": 0.5}))
+    assert metrics(totals.row("a"), -math.inf) == {"total": 2**53 + 2}
 
 
 def test_a_whole_number_beyond_all_floats_is_no_part_of_a_sum_of_floats():

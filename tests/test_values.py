@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Integral, Real
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
@@ -42,14 +43,15 @@ from trio_statskeeper._values import (
 
 NAN = math.nan
 INF = math.inf
-NO_NUMBERS = [None, "1", b"1", 1j, [1], Decimal(1), Fraction(1)]
+NO_NUMBERS = [None, "1", b"1", 1j, [1], Decimal(1)]
 NO_STRINGS = [None, 200, b"code", ["code"]]
 TOO_HIGH = pytest.param(LARGEST_WHOLE + 1, id="too high")
 TOO_LOW = pytest.param(-LARGEST_WHOLE - 1, id="too low")
 # More digits than Python itself prints.
 TOO_LONG = pytest.param(10**5000, id="too long")
-UNCOUNTABLE = [-1, -0.5, NAN, INF, -INF, TOO_HIGH]
-UNBOUNDED = [NAN, INF, -INF, TOO_HIGH, TOO_LOW]
+TOO_LARGE = pytest.param(Fraction(10**400), id="too large")
+UNCOUNTABLE = [-1, -0.5, NAN, INF, -INF, TOO_HIGH, TOO_LARGE]
+UNBOUNDED = [NAN, INF, -INF, TOO_HIGH, TOO_LOW, TOO_LARGE]
 
 
 class Status(IntEnum):
@@ -76,6 +78,32 @@ class Seconds(float):
     pass
 
 
+@Real.register
+class Float32:
+    """A number of other than Python's own kinds, as NumPy has them."""
+
+    def __float__(self):
+        return 0.25
+
+
+@Integral.register
+class Int64:
+    def __int__(self):
+        return 5
+
+
+class Bool:
+    """NumPy's, which is registered as no number."""
+
+    __module__ = "numpy"
+
+    def __int__(self):
+        return 1
+
+
+Bool.__name__ = "bool_"
+
+
 # Gauge
 
 
@@ -96,7 +124,7 @@ def test_a_gauge_is_nothing_but_a_number(value):
         Gauge(value)
 
 
-@pytest.mark.parametrize("number", [TOO_HIGH, TOO_LOW, TOO_LONG])
+@pytest.mark.parametrize("number", [TOO_HIGH, TOO_LOW, TOO_LONG, TOO_LARGE])
 def test_a_whole_gauge_beyond_the_largest_float_is_refused(number):
     with pytest.raises(ValueError):
         Gauge(number)
@@ -109,12 +137,28 @@ def test_a_whole_gauge_beyond_the_largest_float_is_refused(number):
         (Status.OK, int, 200),
         (Backwards(3), int, 3),
         (Seconds(2.5), float, 2.5),
+        (Float32(), float, 0.25),
+        (Int64(), int, 5),
+        (Bool(), int, 1),
+        (Fraction(1, 2), float, 0.5),
     ],
 )
-def test_a_gauge_keeps_no_subclass_of_its_number(given, kind, value):
+def test_a_gauge_keeps_but_a_plain_number(given, kind, value):
     kept = Gauge(given).value
     assert type(kept) is kind
     assert kept == value
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("int64", 5), ("uint8", 5), ("float32", 0.25), ("float64", 0.25), ("bool_", True)],
+)
+def test_a_number_of_numpy_counts_as_what_it_is(name, number):
+    given = getattr(pytest.importorskip("numpy"), name)(number)
+    for kept in (Gauge(given).value, Map("code", {"200": given}).values["200"]):
+        assert type(kept) in (int, float)
+        assert kept == number
+    assert Distribution.of([given], [given]) == Distribution([number], [1, 0], number)
 
 
 def test_gauges_of_one_number_are_equal_and_hash_alike():
@@ -182,7 +226,7 @@ def test_the_counts_of_a_map_can_only_be_read():
 
 
 def test_a_map_keeps_no_subclass_of_its_strings_and_numbers():
-    counted = Map(Key.CODE, {Key.CODE: Status.OK})
+    counted = Map(Key.CODE, {Key.CODE: Status.OK, "others": Int64()})
     (key, number), *_ = counted.values.items()
     assert [type(kept) for kept in (counted.name, key, number)] == [str, str, int]
     assert (counted.name, key, number) == ("code", "code", 200)
@@ -228,6 +272,8 @@ def test_a_distribution_keeps_floats_for_bounds_and_sum_and_ints_for_counts():
     assert [type(count) for count in distribution.bucket_counts] == [int, int]
     assert type(distribution.sum) is float
     assert distribution == Distribution((200,), (1, 200), 3)
+    of_others = Distribution([Float32()], [Int64(), Bool()], Fraction(1, 2))
+    assert repr(of_others) == repr(Distribution([0.25], [5, 1], 0.5))
 
 
 def test_a_distribution_needs_a_bound():

@@ -89,6 +89,7 @@ keeper = ts.StatsKeeper(
     expire_after=None,
     max_unlisted=10_000,
     max_map_keys=1_000,
+    max_metrics=200,
     flush_timeout=0,
 )
 ts.StatsKeeper("http", "homepage", lambda: {"a"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

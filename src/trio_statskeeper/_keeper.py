@@ -17,7 +17,7 @@ Neither needs a lock: the totals change only between two checkpoints.
 The end comes in one of three ways:
 
 - The results end: the first task notes that in an event and returns. The second finishes
-  a pass in progress, makes a last one and returns.
+  a pass in progress, asks for the targets again, makes a last pass and returns.
 - `run` is cancelled: both tasks are. What is left in the buffer is folded in and
   `results` closed, in one step, so that no sender can come between. With
   `flush_timeout`, a last pass follows under a shield.
@@ -39,7 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import attrs
 import trio
@@ -59,6 +59,9 @@ _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
 # Seconds of folding between two checkpoints. A loop that is stepped on for a millisecond
 # still probes precisely.
 _FOLDING_STEP = 0.0005
+
+# None is a bad result, which counts as rejected.
+_NO_RESULT: Any = object()
 
 # Targets with nothing to export that a pass goes through between two checkpoints.
 _PASS_STEP = 200
@@ -83,6 +86,7 @@ class KeeperStatistics:
     - `overflow`: the total would exceed the largest float
     - `map-name`: a map of another name than before, or of a label's name
     - `map-keys`: a map would exceed `max_map_keys`
+    - `metrics`: the target would exceed `max_metrics`
     - `unlisted`: there are `max_unlisted` targets that were never listed
     """
 
@@ -143,7 +147,7 @@ class _Progress:
     passes: int = 0
     exports_sent: int = 0
     ticks_missed: int = 0
-    in_hand: ProbeResult | None = None
+    in_hand: Any = _NO_RESULT
     """A result that was received, but not folded in: an exception came between."""
 
 
@@ -172,7 +176,9 @@ class StatsKeeper:
     """The name of the probe: the label `probe`."""
 
     targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
-    """Returns the targets to export. Called when `run` starts and at each tick."""
+    """Returns the targets to export. Called when `run` starts, at each tick and for the
+    last pass. A target that leaves the list is exported once more if it counted something
+    since its last export."""
 
     export_interval: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
     """Seconds between exports."""
@@ -196,14 +202,18 @@ class StatsKeeper:
 
     expire_after: float | None = attrs.field(default=None, kw_only=True, validator=_expiry)
     """Seconds for which the totals of a target that is not listed are kept, and a gauge or
-    string that is not renewed is exported. None: ten export intervals; `math.inf`: for
-    ever."""
+    string that is not renewed is exported. None: ten export intervals; `math.inf`: no
+    limit. Time during which `targets` is not called, because a consumer hangs, does not
+    count against targets."""
 
     max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=whole(0))
     """How many targets that were never listed are kept."""
 
     max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=whole(0))
     """How many keys a `Map` of a target may have."""
+
+    max_metrics: int = attrs.field(default=200, kw_only=True, validator=whole(0))
+    """How many metrics a target may have."""
 
     flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
     """Seconds that `run`, when cancelled, may spend on a last export. Whoever is to receive
@@ -221,9 +231,11 @@ class StatsKeeper:
         totals = Totals(
             distributions=self.distributions,
             map_names_taken=frozenset((*_RESERVED_LABELS, *self.additional_labels)),
+            export_interval=self.export_interval,
             expire_after=self._expire_after,
             max_unlisted=self.max_unlisted,
             max_map_keys=self.max_map_keys,
+            max_metrics=self.max_metrics,
         )
         object.__setattr__(self, "_totals", totals)
 
@@ -273,7 +285,7 @@ class StatsKeeper:
                             self.flush_timeout, shield=True
                         ):
                             try:
-                                await self._pass(exports)
+                                await self._last_pass(exports)
                             except (trio.BrokenResourceError, trio.ClosedResourceError):
                                 if _is_open(exports):
                                     raise  # a label's function raised it
@@ -340,14 +352,15 @@ class StatsKeeper:
                 break
             now = self._now()
             pause_at = perf_counter() + _FOLDING_STEP
-            while progress.in_hand is not None:
-                progress.in_hand = self._totals.fold(
-                    progress.in_hand, now, self._start_timestamp
-                )
-                if progress.in_hand is not None:
+            while progress.in_hand is not _NO_RESULT:
+                postponed = self._totals.fold(progress.in_hand, now, self._start_timestamp)
+                if postponed is not None:
+                    progress.in_hand = postponed
                     self._totals.relist_step()
                     await trio.lowlevel.checkpoint()
-                elif perf_counter() < pause_at:
+                    continue
+                progress.in_hand = _NO_RESULT
+                if perf_counter() < pause_at:
                     try:
                         progress.in_hand = results.receive_nowait()
                     except (trio.WouldBlock, trio.EndOfChannel):
@@ -368,7 +381,7 @@ class StatsKeeper:
             if not ended.is_set():
                 self._ask_for_targets()
                 await self._pass(exports)
-        await self._pass(exports)
+        await self._last_pass(exports)
 
     def _next_tick(self, start: float, last: int) -> int:
         """Return the first tick after `last` that is not yet past, counting the missed."""
@@ -379,8 +392,9 @@ class StatsKeeper:
         self._progress.ticks_missed += tick - last - 1
         return tick
 
-    def _ask_for_targets(self) -> None:
-        self._totals.relist(endpoints_of(self.targets), self._now())
+    def _ask_for_targets(self, *, for_last_pass: bool = False) -> None:
+        endpoints = endpoints_of(self.targets)
+        self._totals.relist(endpoints, self._now(), for_last_pass=for_last_pass)
 
     @trio.lowlevel.enable_ki_protection
     async def _relist(self) -> None:
@@ -401,7 +415,7 @@ class StatsKeeper:
         try:
             await self._relist()
             skipped = 0
-            for endpoint in totals.listed.values():
+            for endpoint in totals.to_export():
                 row = totals.take(endpoint.key)
                 if row is not None:
                     export = self._event_metrics(endpoint, row, timestamp, stale)
@@ -414,8 +428,25 @@ class StatsKeeper:
                     await trio.lowlevel.checkpoint()
         finally:
             totals.end_cut()
+        totals.note_exported()
         self._progress.passes += 1
         self._report_rejections()
+
+    async def _last_pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
+        """Send the totals of all targets that are listed now, or were at the last tick."""
+        failure: Exception | None = None
+        try:
+            self._ask_for_targets(for_last_pass=True)
+            await self._relist()
+        except Exception as error:  # noqa: BLE001  # raised below
+            # At the end of a program, what knew the targets may have ended before.
+            failure = error
+        try:
+            await self._pass(exports)
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # else it would refer to itself, by its traceback
 
     # The end
 
@@ -432,15 +463,14 @@ class StatsKeeper:
         now = self._now()
         raised: BaseException | None = None
         while True:
-            result, progress.in_hand = progress.in_hand, None
-            if result is None:
+            result, progress.in_hand = progress.in_hand, _NO_RESULT
+            if result is _NO_RESULT:
                 try:
                     result = results.receive_nowait()
                 except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                     break
             try:
-                # No call of `clock`, for that may raise.
-                self._totals.fold(result, now, self._latest_start_timestamp)
+                self._totals.fold(result, now, self._start_timestamp_or_newest)
             except BaseException as error:  # noqa: ASYNC103, BLE001  # raised below
                 # A SystemExit, say, that a result raised: the others are to count.
                 raised = raised or error
@@ -506,6 +536,13 @@ class StatsKeeper:
         """Return when the totals of a new target begin."""
         self._timestamp()
         return self._latest_start_timestamp()
+
+    def _start_timestamp_or_newest(self) -> float:
+        """Return the same; if `clock` raises, the newest timestamp: no result is lost."""
+        try:
+            return self._start_timestamp()
+        except Exception:  # noqa: BLE001  # it raises again for the next pass
+            return self._latest_start_timestamp()
 
     def _latest_start_timestamp(self) -> float:
         progress = self._progress

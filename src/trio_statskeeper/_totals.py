@@ -15,6 +15,9 @@ them. `begin_cut` only counts up an epoch. From then on the first result that to
 target leaves its old row in the new one, and `take` hands out, for each target once, the
 row as it was at the cut.
 
+A target that leaves the list is *leaving* until what it counted since its last export is
+exported, and only then may expire.
+
 What takes long for many targets (`relist`: the new list of targets, those that left it,
 those that expire) is done in steps, between which the caller may let others run.
 """
@@ -25,7 +28,7 @@ import math
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from operator import add
 from typing import Any, Literal, Protocol, TypeAlias, cast, final
 from weakref import WeakValueDictionary
@@ -39,6 +42,7 @@ from ._values import (
     Gauge,
     Map,
     Value,
+    is_number,
     plain_number,
     plain_str,
     quote,
@@ -46,11 +50,12 @@ from ._values import (
     unchecked_map,
 )
 
-# [schema, start timestamp, epoch, saved row, number, number, ...], where the epoch is that
-# of the newest cut for which the target was touched or taken, and the saved row is the one
-# that stood at that cut, until it is taken.
+# [schema, start timestamp, epoch, saved row, change, number, number, ...], where the epoch
+# is that of the newest cut for which the target was touched or taken, the saved row is the
+# one that stood at that cut, until it is taken, and the change is the epoch that was the
+# newest when the row last changed.
 Row: TypeAlias = list[Any]
-_START, _EPOCH, _SAVED, _FIRST_NUMBER = 1, 2, 3, 4
+_START, _EPOCH, _SAVED, _CHANGE, _FIRST_NUMBER = 1, 2, 3, 4, 5
 
 # More can't be merged; there is room for as many single ones as can ever come.
 _MOST_SAMPLES = int(MAX_NUMBER) - 2**64
@@ -72,6 +77,7 @@ Reason: TypeAlias = Literal[
     "overflow",
     "map-name",
     "map-keys",
+    "metrics",
     "unlisted",
 ]
 
@@ -113,6 +119,9 @@ class _Rejected(Exception):
         super().__init__(explanation)
         self.reason: Reason = reason
 
+    def of_metric(self, name: object) -> _Rejected:
+        return _Rejected(self.reason, f"metric {quote(name)}: {self}")
+
 
 class _NewKeys(Exception):
     """A map has keys that the schema has no place for yet."""
@@ -124,9 +133,18 @@ class _NewKeys(Exception):
 
 
 def _number(value: object) -> int | float:
-    if not isinstance(value, int | float):
+    if not is_number(value):
         raise _Rejected("kind", f"expected a number, got {quote(value)}")
-    return plain_number(value)
+    return plain_number(cast("float", value))
+
+
+def _sum(total: float, number: float) -> int | float:
+    """Return the sum of two counts, which is never below `total`."""
+    added = total + number
+    if added > MAX_NUMBER:
+        raise _Rejected("overflow", "the total would exceed the largest float")
+    # An integer beyond 2**53 may be rounded down as it becomes a float.
+    return added if added >= total else math.nextafter(added, math.inf)
 
 
 def _name(name: object) -> str:
@@ -165,15 +183,12 @@ class _Sum:
             raise _Rejected("negative", f"a counter can't go down by {quote(value)}")
         if not number <= MAX_NUMBER:
             raise _Rejected("not-finite", f"a counter can't grow by {quote(value)}")
-        total = row[at] + number
-        if total > MAX_NUMBER:
-            raise _Rejected("overflow", "the total would exceed the largest float")
-        row[at] = total
+        row[at] = _sum(row[at], number)
 
 
 @attrs.frozen
-class _Samples:
-    """Samples in buckets; the row holds their sum, then each bucket's count."""
+class _Histogram:
+    """Distributions; the row holds their sum, then each bucket's count."""
 
     bounds: tuple[float, ...]
 
@@ -182,22 +197,8 @@ class _Samples:
         return (0.0,) + (0,) * (len(self.bounds) + 1)
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        if type(value) is Distribution:
-            self._merge(row, at, value)
-            return
-        sample = value if type(value) is float or type(value) is int else _number(value)
-        try:
-            total = row[at] + sample
-        except OverflowError:  # an integer that no float can hold
-            total = math.inf
-        if not -MAX_NUMBER <= total <= MAX_NUMBER:
-            if not -MAX_NUMBER <= sample <= MAX_NUMBER:
-                raise _Rejected("not-finite", f"a sample can't be {quote(value)}")
-            raise _Rejected("overflow", "the sum would exceed the largest float")
-        row[at] = total
-        row[at + 1 + bisect_left(self.bounds, sample)] += 1
-
-    def _merge(self, row: Row, at: int, value: Distribution) -> None:
+        if type(value) is not Distribution:
+            raise _Rejected("kind", f"expected a distribution, got {quote(value)}")
         if value.bounds != self.bounds:
             raise _Rejected(
                 "bounds",
@@ -215,6 +216,27 @@ class _Samples:
     def total(self, row: Row, at: int, stale: float) -> Value:
         counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
         return unchecked_distribution(self.bounds, counts, row[at])
+
+
+@attrs.frozen
+class _Samples(_Histogram):
+    """Distributions, and numbers that are samples."""
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is Distribution:
+            _Histogram.add(self, row, at, value, now)
+            return
+        sample = value if type(value) is float or type(value) is int else _number(value)
+        try:
+            total = row[at] + sample
+        except OverflowError:  # an integer that no float can hold
+            total = math.inf
+        if not -MAX_NUMBER <= total <= MAX_NUMBER:
+            if not -MAX_NUMBER <= sample <= MAX_NUMBER:
+                raise _Rejected("not-finite", f"a sample can't be {quote(value)}")
+            raise _Rejected("overflow", "the sum would exceed the largest float")
+        row[at] = total
+        row[at + 1 + bisect_left(self.bounds, sample)] += 1
 
 
 def _places(counts: _Counts) -> dict[str, int]:
@@ -247,10 +269,11 @@ class _Counts:
         if not places.keys() >= value.values.keys():
             raise _NewKeys(self, value)
         for key, number in value.values.items():
-            total = row[at + places[key]] + number
-            if total > MAX_NUMBER:
-                raise _Rejected("overflow", "the total would exceed the largest float")
-            row[at + places[key]] = total
+            place = at + places[key]
+            before = row[place]
+            total = before + number
+            # Without a call where all is well, as in `Totals._add`.
+            row[place] = total if before <= total <= MAX_NUMBER else _sum(before, number)
 
     def with_keys_of(self, value: Map, max_keys: int) -> _Counts:
         """Return this kind with the keys of `value` added, if that is not too many."""
@@ -332,14 +355,17 @@ def metrics(row: Row, stale: float) -> dict[str, Value]:
 class Totals:
     """The totals of all targets, and which of these are listed.
 
-    Times are seconds of the keeper's running time.
+    Times are seconds of the keeper's running time. Expiry has a time of its own: a list
+    counts for an export interval, and what passes then until the next one does not count.
     """
 
     distributions: Mapping[str, tuple[float, ...]]
     map_names_taken: frozenset[str]
+    export_interval: float
     expire_after: float
     max_unlisted: int
     max_map_keys: int
+    max_metrics: int
 
     folded: int = 0
     rejected: Counter[str] = attrs.field(factory=Counter[str])
@@ -354,19 +380,27 @@ class Totals:
     """The targets listed last, by key, in their order."""
 
     _rows: dict[str, Row] = attrs.field(init=False, factory=dict[str, Row])
-    # Targets that are not listed, and since when; the longest first.
+    # Targets that are not listed, and since when in time of expiry; the longest first.
     _never_listed: OrderedDict[str, float] = attrs.field(
         init=False, factory=OrderedDict[str, float]
     )
     _delisted: OrderedDict[str, float] = attrs.field(
         init=False, factory=OrderedDict[str, float]
     )
+    # Those of `_delisted` that are to be exported once more, the last of the list first;
+    # and what is left of those for which that was done.
+    _leaving: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
+    _left: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
+    # When the newest list was asked for, and that in time of expiry.
+    _asked_at: float = attrs.field(init=False, default=0.0)
     _listed_at: float = attrs.field(init=False, default=0.0)
     # The steps of the list that is being gone through.
     _relisting: Iterator[None] | None = attrs.field(init=False, default=None)
 
     _epoch: int = attrs.field(init=False, default=0)
     _cutting: bool = attrs.field(init=False, default=False)
+    # The newest cut all of which was exported.
+    _exported: int = attrs.field(init=False, default=0)
 
     # Weak, for a schema that no row uses any more must not stay.
     _schemas: WeakValueDictionary[tuple[tuple[str, _Kind], ...], _Schema] = attrs.field(
@@ -403,13 +437,12 @@ class Totals:
             self._reject("error", quote(error))
             return None
 
-        if key in self._delisted and now - self._delisted[key] >= self.expire_after:
+        if key in self._delisted and self._is_due(key, self._expiry_time(now)):
             self._expire(key, self._delisted)
         old = self._rows.get(key)
         if old is None and not self._has_room_for(key):
             if self._relisting is not None:
-                # `metrics()` of the user's own is called only once.
-                return PlainResult(key, deltas)
+                return self._postponed(key, deltas)
             never_listed = f"never listed, as {self.max_unlisted} others"
             self._reject("unlisted", f"target {quote(key)}: {never_listed}")
             return None
@@ -427,17 +460,27 @@ class Totals:
         if old is None:
             row[_START] = timestamp()
             if key not in self.listed:
-                self._never_listed[key] = now
+                self._never_listed[key] = self._expiry_time(now)
         elif self._cutting and old[_EPOCH] != self._epoch:
             row[_EPOCH] = self._epoch
             row[_SAVED] = old
             old[_SAVED] = None  # of a cut that was given up
+        row[_CHANGE] = self._epoch
         self._rows[key] = row
         self.folded += 1
         return None
 
+    def _postponed(self, key: str, deltas: dict[str, Value]) -> ProbeResult | None:
+        try:
+            # `metrics()` of the user's own is called only once, and what it returned may
+            # change until then.
+            return PlainResult(key, dict(deltas))
+        except Exception as error:  # noqa: BLE001  # a dict of the user's own
+            self._reject("error", f"target {quote(key)}: {quote(error)}")
+            return None
+
     def _new_row(self) -> Row:
-        return [self._no_metrics, 0.0, self._epoch, None]
+        return [self._no_metrics, 0.0, self._epoch, None, self._epoch]
 
     def _has_room_for(self, key: str) -> bool:
         return key in self.listed or len(self._never_listed) < self.max_unlisted
@@ -449,21 +492,28 @@ class Totals:
 
     def _add(self, row: Row, deltas: Mapping[str, Value], now: float) -> None:
         columns = row[0].columns
-        for name, value in deltas.items():
-            try:
+        new: list[tuple[str, Value]] | None = None
+        name: object = None
+        try:
+            for name, value in deltas.items():
                 column = columns.get(name)
                 if column is None:
                     name = _name(name)  # noqa: PLW2901  # its own hash may change
-                    self._add_metrics(row, deltas)
-                    columns = row[0].columns
-                    column = columns[name]
+                    column = columns.get(name)
+                    if column is None:
+                        new = [] if new is None else new
+                        new.append((name, value))
+                        continue
                 kind, at = column
                 # Most metrics are sums: without a call, each takes 0.15 µs less, which is a
                 # tenth of a fold (row 3 of the benchmarks). What is odd takes the long way.
                 try:
                     if (
                         type(kind) is _Sum
-                        and (type(value) is int or type(value) is float)
+                        and (
+                            type(value) is int
+                            or (type(value) is float and type(row[at]) is float)
+                        )
                         and value >= 0
                         and (total := row[at] + value) <= MAX_NUMBER
                     ):
@@ -473,34 +523,42 @@ class Totals:
                     pass
                 try:
                     kind.add(row, at, value, now)
-                except _NewKeys as new:
-                    self._add_keys(row, name, at, new)
+                except _NewKeys as new_keys:
+                    self._add_keys(row, name, at, new_keys)
                     columns = row[0].columns
                     kind, at = columns[name]
                     kind.add(row, at, value, now)
-            except _Rejected as rejection:
-                raise _Rejected(
-                    rejection.reason, f"metric {quote(name)}: {rejection}"
-                ) from None
+        except _Rejected as rejection:
+            raise rejection.of_metric(name) from None
+        if new is not None:
+            self._add_new(row, new, now)
 
-    def _add_metrics(self, row: Row, deltas: Mapping[str, Value]) -> None:
-        """Make place for all new metrics, at once: each schema takes time to build."""
+    def _add_new(self, row: Row, new: list[tuple[str, Value]], now: float) -> None:
         kinds = dict(row[0].kinds)
-        for name, value in deltas.items():
-            name = _name(name)  # noqa: PLW2901  # as above
-            if name not in kinds:
-                kind = kinds[name] = self._kind_of(name, value)
-                row.extend(kind.zero)
+        columns = dict[str, int]()
+        for name, value in new:
+            try:
+                if name not in columns:
+                    kinds[name] = self._kind_of(name, value, len(kinds))
+                    columns[name] = len(row)
+                    row.extend(kinds[name].zero)
+                kinds[name].add(row, columns[name], value, now)
+            except _Rejected as rejection:
+                raise rejection.of_metric(name) from None
+        # Only now that nothing can be rejected, and once: a schema takes long to build.
         row[0] = self._schema(kinds)
 
-    def _kind_of(self, name: str, value: Value) -> _Kind:
+    def _kind_of(self, name: str, value: Value, metrics_before: int) -> _Kind:
+        if metrics_before >= self.max_metrics:
+            limit = f"the target would exceed {self.max_metrics} metrics"
+            raise _Rejected("metrics", limit)
         if name in self.distributions:
             return _Samples(self.distributions[name])
+        if is_number(value):
+            return _Sum()
         match value:
-            case int() | float():
-                return _Sum()
             case Distribution():
-                return _Samples(value.bounds)
+                return _Histogram(value.bounds)
             case Map():
                 if value.name in self.map_names_taken:
                     raise _Rejected(
@@ -511,7 +569,8 @@ class Totals:
                 return _Newest(Gauge)
             case str():
                 return _Newest(str)
-        raise _Rejected("type", f"{quote(value)} is not a value of a metric")
+            case _:
+                raise _Rejected("type", f"{quote(value)} is not a value of a metric")
 
     def _add_keys(self, row: Row, name: str, at: int, new: _NewKeys) -> None:
         old = new.counts.keys
@@ -553,16 +612,31 @@ class Totals:
         """Keep nothing for `take` any more."""
         self._cutting = False
 
+    def to_export(self) -> Iterator[Endpoint]:
+        """Return the targets of a pass: those that are listed, then those leaving."""
+        return chain(self.listed.values(), reversed(self._leaving.values()))
+
+    def note_exported(self) -> None:
+        """Note that all of the newest cut was exported."""
+        self._exported = self._epoch
+        self._left, self._leaving = self._leaving, {}
+
     def row(self, key: str) -> Row | None:
         """Return the row of a target as it is now, or None if it has no totals."""
         return self._rows.get(key)
 
     # Listing
 
-    def relist(self, endpoints: list[Endpoint], now: float) -> None:
-        """Begin to go through the new list of targets, which is consumed, step by step."""
+    def relist(
+        self, endpoints: list[Endpoint], now: float, *, for_last_pass: bool = False
+    ) -> None:
+        """Begin to go through the new list of targets, which is consumed, step by step.
+
+        Of the targets that leave it, those are exported once more that have counted
+        something since their last export; for a last pass, all.
+        """
         endpoints.reverse()
-        self._relisting = self._relist_steps(endpoints, now)
+        self._relisting = self._relist_steps(endpoints, now, for_last_pass)
 
     def relist_step(self) -> bool:
         """Take a step of `relist`; return whether there are more."""
@@ -572,7 +646,11 @@ class Totals:
             return True
         return False
 
-    def _relist_steps(self, endpoints: list[Endpoint], now: float) -> Iterator[None]:
+    def _relist_steps(
+        self, endpoints: list[Endpoint], now: float, for_last_pass: bool
+    ) -> Iterator[None]:
+        time = self._expiry_time(now)
+        yield from self._forget_left()
         if (yield from self._is_listed(endpoints)):
             yield from self._drop(endpoints)
         else:
@@ -580,10 +658,13 @@ class Totals:
             yield from self._fill(new, endpoints)
             # Nothing was changed so far: an error leaves all as it was.
             self.listed = new
-            yield from self._take_in(new, now)
-            yield from self._delist(old)
-        self._listed_at = now
-        yield from self._expire_due(now)
+            yield from self._take_in(new, time)
+            yield from self._delist(old, for_last_pass)
+        self._asked_at, self._listed_at = now, time
+        yield from self._expire_due(time)
+
+    def _expiry_time(self, now: float) -> float:
+        return self._listed_at + min(now - self._asked_at, self.export_interval)
 
     def _is_listed(self, endpoints: list[Endpoint]) -> Generator[None, None, bool]:
         """Tell whether the list is the one before.
@@ -603,12 +684,18 @@ class Totals:
             yield
         return True
 
-    # Lists are emptied by and by, for to drop many objects at once takes long.
+    # Lists are emptied in batches: to free many objects at once stalls the loop.
 
     def _drop(self, endpoints: list[Endpoint]) -> Iterator[None]:
         while endpoints:
             del endpoints[-_STEP:]
             yield
+
+    def _forget_left(self) -> Iterator[None]:
+        for count in range(1, len(self._left) + 1):
+            self._left.popitem()
+            if count % _STEP == 0:
+                yield
 
     def _fill(self, new: dict[str, Endpoint], endpoints: list[Endpoint]) -> Iterator[None]:
         for count in range(1, len(endpoints) + 1):
@@ -620,36 +707,63 @@ class Totals:
             if count % _STEP == 0:
                 yield
 
-    def _take_in(self, new: dict[str, Endpoint], now: float) -> Iterator[None]:
+    def _take_in(self, new: dict[str, Endpoint], time: float) -> Iterator[None]:
         if not self._never_listed and not self._delisted:
             return
+        before_this_pass = self._epoch - self._cutting
         for count, key in enumerate(new, 1):
-            self._never_listed.pop(key, None)
-            if key in self._delisted:
-                if now - self._delisted[key] >= self.expire_after:
-                    self._expire(key, self._delisted)
-                else:
-                    del self._delisted[key]
+            if key in self._delisted and self._is_due(key, time):
+                self._expire(key, self._delisted)
+            elif key in self._never_listed or key in self._delisted:
+                self._never_listed.pop(key, None)
+                self._delisted.pop(key, None)
+                self._leaving.pop(key, None)
+                # Passes that were made meanwhile have not exported it.
+                row = self._rows[key]
+                row[_CHANGE] = max(row[_CHANGE], before_this_pass)
             if count % _STEP == 0:
                 yield
 
-    def _delist(self, old: dict[str, Endpoint]) -> Iterator[None]:
+    def _delist(self, old: dict[str, Endpoint], all_leave: bool) -> Iterator[None]:
         for count in range(1, len(old) + 1):
-            key, _ = old.popitem()
+            key, endpoint = old.popitem()
             if key not in self.listed and key in self._rows:
                 self._never_listed.pop(key, None)  # if its first result came just now
                 self._delisted[key] = self._listed_at
+                if all_leave or self._is_unexported(self._rows[key]):
+                    self._leaving[key] = endpoint
             if count % _STEP == 0:
                 yield
 
-    def _expire_due(self, now: float) -> Iterator[None]:
+    def _is_unexported(self, row: Row) -> bool:
+        """Return whether a listed target had counted something since its last export.
+
+        If a cut is being exported, it counts what there was then.
+        """
+        then: Row | None = row
+        if self._cutting and row[_EPOCH] == self._epoch:
+            then = row[_SAVED]
+        return then is not None and cast("int", then[_CHANGE]) >= self._exported
+
+    def _is_due(self, key: str, time: float) -> bool:
+        """Return whether the time of a delisted target is up."""
+        return time - self._delisted[key] >= self.expire_after and key not in self._leaving
+
+    def _expire_due(self, time: float) -> Iterator[None]:
+        count = 0
         for unlisted in (self._never_listed, self._delisted):
             while unlisted:
                 key, since = next(iter(unlisted.items()))
-                if now - since < self.expire_after:
+                if time - since < self.expire_after:
                     break
-                self._expire(key, unlisted)
-                if self.expired % _EXPIRY_STEP == 0:
+                if key in self._leaving:
+                    # It is still to be exported, and its time begins again.
+                    unlisted[key] = time
+                    unlisted.move_to_end(key)
+                else:
+                    self._expire(key, unlisted)
+                count += 1
+                if count % _EXPIRY_STEP == 0:
                     yield
 
     def _expire(self, key: str, unlisted: OrderedDict[str, float]) -> None:

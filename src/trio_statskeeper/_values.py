@@ -12,6 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TypeAlias, cast, final
 
@@ -43,14 +44,33 @@ def quote(value: object) -> str:
         return f"<{_type_name(type(value))} without a repr>"
 
 
+def is_number(value: object) -> bool:
+    """Return whether `value` is a real number, of Python or as NumPy's scalars are."""
+    # Decimals are not: they don't mix with floats.
+    return isinstance(value, int | float | Real) or _is_numpy_bool(value)
+
+
+def _is_numpy_bool(value: object) -> bool:
+    # NumPy registers all its scalars with `numbers` but this one.
+    kind = type(value)
+    return kind.__module__ == "numpy" and _type_name(kind) in {"bool", "bool_"}
+
+
 def plain_number(value: float) -> int | float:
-    """Return `value` as exactly an int or a float, whatever subclass it is of."""
+    """Return `value` as exactly an int or a float, whatever kind of number it is."""
     # Not int(value) and float(value): those would run a subclass's own code.
     if isinstance(value, int):
         return int.__pos__(value)
     if isinstance(value, float):
         return float.__pos__(value)
-    raise TypeError(f"expected a number, got {quote(value)}")
+    if not is_number(value):
+        raise TypeError(f"expected a number, got {quote(value)}")
+    if isinstance(value, Integral) or not isinstance(value, Real):
+        return int.__pos__(int(value))
+    try:
+        return float(value)
+    except OverflowError:
+        return int.__pos__(math.trunc(value))  # for the caller to find it too large
 
 
 def plain_str(value: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx2
+import httpcore2
 import pytest
 import trio
 from every_step import Interruption, interrupt_everywhere, perform
@@ -31,10 +31,10 @@ from trio_statskeeper import (
     Value,
     _keeper,
     _newest,
+    _otlp_delivery,
     _prober,
     _totals,
     fan_out,
-    otlp,
     prometheus,
 )
 from trio_statskeeper.lines import write_lines
@@ -59,7 +59,8 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_prober, "_STEP", 1)
     monkeypatch.setattr(_totals, "_EXPIRY_STEP", 1)
     monkeypatch.setattr(_totals, "_STEP", 1)
-    monkeypatch.setattr(otlp, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_otlp_delivery, "_BATCH", 1)
     monkeypatch.setattr(prometheus, "_STEP", 1)
 
 
@@ -605,10 +606,8 @@ class Remembering(Collector):
         self.script = [Answer(503), Answer(after=0.3), Answer(), Answer(after=2), Answer()]
         self.acknowledged: list[dict[str, float]] = []
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = self.script[0].status
-        await super().__call__(scope, receive, send)
-        if status == 200:
+    def acknowledge(self, answer: Answer) -> None:
+        if answer.status == 200:
             self.acknowledged.append(self.totals[-1])
 
 
@@ -623,13 +622,11 @@ def series(requests: list[dict[str, float]]) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("flush_timeout", [0, 20])
 def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flush_timeout):
-    client = httpx2.AsyncClient
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
     async def play(interruption: Interruption) -> None:
         collector = Remembering()
-        connected = partial(client, transport=httpx2.ASGITransport(collector))
-        monkeypatch.setattr(httpx2, "AsyncClient", connected)
+        monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
         exporter = OTLPExporter(ENDPOINT, flush_timeout=flush_timeout)
         send, exports = channel()
         sent: dict[str, int] = {}

@@ -29,7 +29,7 @@ from trio_statskeeper import (
     Map,
     Prober,
     StatsKeeper,
-    otlp,
+    _otlp_delivery,
 )
 from trio_statskeeper.otlp import OTLPExporter
 
@@ -41,8 +41,8 @@ PATIENCE = 60
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch):
     """Retry at once, and ask no proxy."""
-    monkeypatch.setattr(otlp, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(otlp, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_otlp_delivery, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_otlp_delivery, "_LONGEST_DELAY", 0.2)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -121,7 +121,9 @@ def newest(receiver, name):
         assert attributes.pop("ptype") == "http"
         assert attributes.pop("probe") == "homepage"
         assert attributes.pop("site") == "x"
-        assert point.resource == {
+        resource = dict(point.resource)
+        assert resource.pop("service.instance.id")
+        assert resource == {
             "service.name": "tests",
             "deployment.environment.name": "é",
         }
@@ -224,7 +226,7 @@ async def test_a_real_receiver_has_the_keepers_totals_after_an_outage_too(
         counts = [data["asInt"] for data in of_target]
         assert counts == sorted(counts)
     messages = [message.split(": ", 1)[1] for message in caplog.messages]
-    assert messages[-1] == "works again"
+    assert messages[-1] == "recovered"
     assert all(": " in message for message in messages[:-1])
 
 
@@ -439,5 +441,6 @@ async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, ca
     url = f"http://127.0.0.1:{free_port()}"
     await run(OTLPExporter(url, timeout=0.5), export("a", 1))
     first, last = caplog.messages
-    assert first.startswith(f"{url}/v1/metrics: ConnectError: all attempts to connect")
-    assert last == f"{url}/v1/metrics: the totals of 1 targets were not delivered"
+    name = f"collector {url}/v1/metrics"
+    assert first.startswith(f"{name}: ConnectError: all attempts to connect")
+    assert last == f"{name}: the totals of 1 targets were not delivered"

@@ -43,8 +43,9 @@ from ._values import quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
-# Exports that are received, and sent ones that are removed, in one step.
+# Exports that are received in one step, and sent ones that are removed in one.
 _BATCH = 200
+_REMOVED_BATCH = 500
 
 # Seconds for which further exports are waited for after the first: a pass comes in batches.
 _GATHERING = 0.05
@@ -222,7 +223,7 @@ class Delivery:
                     self._halve(request, _GUESSED_SIZE)
                 targets = len(self._waiting)
                 then = f"retrying, with the newest totals of {targets} targets"
-                self._report(_COLLECTOR, problem.what, f"{problem.detail}; {then}")
+                self._report(_COLLECTOR, problem, then)
                 return problem
             else:
                 if problem.kind == "too large":
@@ -248,9 +249,9 @@ class Delivery:
                 self._recovered(_COLLECTOR)
                 self._recovered(_STATISTICS)
             elif problem.kind in ("retried", "cut off"):
-                self._report(_COLLECTOR, problem.what, f"{problem.detail}; retrying")
+                self._report(_COLLECTOR, problem, "retrying")
             else:
-                self._report(_STATISTICS, problem.what, f"{problem.detail}; not retried")
+                self._report(_STATISTICS, problem, "not retried")
             del exports[: len(request.exports)]
 
     async def _build(self, exports: Iterable[EventMetrics], families: Families) -> Request:
@@ -278,9 +279,9 @@ class Delivery:
     async def _done(self, exports: list[EventMetrics]) -> int:
         """Remove exports from what waits; return how many of them still waited."""
         removed = 0
-        for at in range(0, len(exports), _BATCH):
+        for at in range(0, len(exports), _REMOVED_BATCH):
             before = len(self._waiting)
-            self._waiting.done(exports[at : at + _BATCH])
+            self._waiting.done(exports[at : at + _REMOVED_BATCH])
             removed += before - len(self._waiting)
             # If it were cancelled in between, the rest would be sent twice.
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -311,7 +312,7 @@ class Delivery:
             if left:
                 self._suspects[keeper] = left
         if remark is not None:
-            self._report(keeper, remark.what, f"{remark.detail}; not retried")
+            self._report(keeper, remark, "not retried")
         elif keeper not in self._suspects:
             self._recovered(keeper)
 
@@ -319,7 +320,7 @@ class Delivery:
         keeper = _name(exports[0])
         self._recovered(_COLLECTOR)
         if problem.kind == "other":
-            self._report(keeper, problem.what, f"{problem.detail}; not retried")
+            self._report(keeper, problem, "not retried")
             return
         suspects = self._suspects.setdefault(keeper, {})
         now = trio.current_time()
@@ -330,18 +331,24 @@ class Delivery:
         targets = quote(_target(exports[0]))
         if len(exports) > 1:
             targets += f" and {len(exports) - 1} more"
-        what = f"refused the totals of {targets}"
-        self._report(keeper, what, f": {problem.what}{problem.detail}")
+        refused = f"refused the totals of {targets}"
+        message = f"{refused}: {problem.what}{problem.detail}"
+        self._log_once(keeper, refused, message)
 
-    def _report(self, about: str | None, what: str, detail: str) -> None:
-        """Log a problem once, until what it is about has recovered."""
+    def _report(self, about: str | None, problem: Problem, then: str) -> None:
+        # It is chance which error a cut off connection is.
+        once = problem.kind if problem.kind == "cut off" else problem.what
+        self._log_once(about, once, f"{problem.what}{problem.detail}; {then}")
+
+    def _log_once(self, about: str | None, once: str, message: str) -> None:
+        """Log a problem, unless it was since what it is about has recovered."""
         logged = self._problems.setdefault(about, set())
-        if what in logged or len(logged) > _PROBLEMS_LOGGED:
+        if once in logged or len(logged) > _PROBLEMS_LOGGED:
             return
-        logged.add(what)
+        logged.add(once)
         if len(logged) > _PROBLEMS_LOGGED:
-            what, detail = "further problems are not logged until it recovers", ""
-        self._log(logging.WARNING, about, what + detail)
+            message = "further problems are not logged until it recovers"
+        self._log(logging.WARNING, about, message)
 
     def _recovered(self, about: str | None) -> None:
         if self._problems.pop(about, None):

@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address, ip_network
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 from urllib.request import getproxies, proxy_bypass
 
 import attrs
@@ -55,6 +55,9 @@ _RETRIED = frozenset((429, 502, 503, 504))
 
 # Something in the request was refused; the rest of it may be fine.
 _BAD_DATA = frozenset((400, 422))
+
+# Characters of an exception that are logged; some quote all that they got.
+_CAUSE_LENGTH = 200
 
 _GRPC_PORT = 4317
 _GRPC_HINT = "; is this the gRPC port (4317)? OTLP over HTTP is 4318"
@@ -167,7 +170,9 @@ def core_url(url: httpx2.URL) -> httpcore2.URL:
 class _Network(httpcore2.AsyncNetworkBackend):
     """Trio's sockets, but for how names are looked up."""
 
-    _sockets: httpcore2.AsyncNetworkBackend = attrs.field(factory=httpcore2.TrioBackend)
+    _sockets: httpcore2.AsyncNetworkBackend = attrs.field(
+        factory=cast("Any", httpcore2.TrioBackend)
+    )
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1))
 
     async def connect_tcp(
@@ -305,8 +310,9 @@ class Client:
         what = why(error)
         if isinstance(error, httpcore2.ConnectError | httpcore2.ProxyError):
             return Problem(what)
-        # Frames of HTTP/2 begin with a length of three bytes, which is small.
-        return Problem(what + self._hint(r"\x00\x00" in what), kind="cut off")
+        # What h11 calls so begins with a byte that is no character, as HTTP/2 does.
+        hint = self._hint(speaks_http_2="illegal request line" in what)
+        return Problem(what + hint, kind="cut off")
 
     def _hint(self, speaks_http_2: bool = False) -> str:
         return _GRPC_HINT if speaks_http_2 or self._url.port == _GRPC_PORT else ""
@@ -367,4 +373,4 @@ def why(error: BaseException) -> str:
     name = type(error).__name__
     while not str(error) and (cause := error.__cause__ or error.__context__):
         error = cause
-    return f"{name}: {error}"
+    return f"{name}: {str(error)[:_CAUSE_LENGTH]}"

@@ -21,7 +21,7 @@ import attrs
 
 from ._event_metrics import EventMetrics
 from ._families import Families, Family, valid_text
-from ._values import Distribution, Gauge, Map, Value
+from ._values import Distribution, Gauge, Map
 
 # Nanoseconds have 64 bits.
 _TOO_LATE = 2**64 / 1e9
@@ -72,15 +72,11 @@ def _field(number: int, content: bytes | str) -> bytes:
     return bytes((number << 3 | 2,)) + _sized(content)
 
 
+# Most labels are the same for all targets of a keeper.
+@lru_cache(maxsize=1_000)
 def _attribute(name: str, value: str) -> bytes:
     """Return a KeyValue, after its length."""
-    text = b"\x0a" + _sized(value.encode())
-    return _sized(_name(name) + b"\x12" + _sized(text))
-
-
-@lru_cache
-def _name(name: str) -> bytes:
-    return _field(1, name)
+    return _sized(_field(1, name) + _field(2, _field(1, value)))
 
 
 _SCOPE = _field(1, "trio_statskeeper") + _field(2, version("trio-statskeeper"))
@@ -118,20 +114,36 @@ class Request:
         time = round(end * 1e9)
         start_time = min(round(start * 1e9), time)
         labels = [_attribute(name, label) for name, label in resolved.labels.items()]
+        attributes = b"".join(_ATTRIBUTE + label for label in labels)
         self.overwritten.update(_OVERWRITTEN & resolved.labels.keys())
         for family, value in resolved.metrics:
             if isinstance(value, Distribution) and value.count >= 2**64:
                 families.leave_out(f"{family}: a count that OTLP can't hold")
                 continue
-            if family.label in _OVERWRITTEN:
-                self.overwritten.add(family.label)
-            data_points = self._data_points.setdefault(family, [])
             first = start_time if family.kind in ("counter", "histogram") else 0
-            for data_point in _data_points(family, value, labels, first, time):
-                data_points.append(_DATA_POINT + _sized(data_point))
-                self.size += len(data_points[-1])
-                yield
+            if isinstance(value, Distribution):
+                self._add(family, _histogram(value, labels, first, time))
+            elif isinstance(value, Map | str):
+                assert family.label is not None
+                if family.label in _OVERWRITTEN:
+                    self.overwritten.add(family.label)
+                values = value.values if isinstance(value, Map) else {value: 1}
+                for key, number in values.items():
+                    further = _ATTRIBUTE + _attribute(family.label, key)
+                    self._add(family, _number(number, first, time) + attributes + further)
+                    yield
+            else:
+                number = value.value if isinstance(value, Gauge) else value
+                self._add(family, _number(number, first, time) + attributes)
         yield
+
+    def _add(self, family: Family, data_point: bytes) -> None:
+        field = _DATA_POINT + _sized(data_point)
+        if family in self._data_points:
+            self._data_points[family].append(field)
+        else:
+            self._data_points[family] = [field]
+        self.size += len(field)
 
     def serialize(self) -> bytes:
         resource = b"".join(
@@ -141,7 +153,6 @@ class Request:
         metrics = b"".join(
             _field(2, _metric(family, data_points))
             for family, data_points in self._data_points.items()
-            if data_points
         )
         of_scope = _field(1, _SCOPE) + metrics
         return _field(1, _field(1, resource) + _field(2, of_scope))
@@ -155,27 +166,6 @@ def _metric(family: Family, data_points: Iterable[bytes]) -> bytes:
         + (_field(3, "s") if family.in_seconds else b"")
         + _field(number, b"".join(data_points) + properties)
     )
-
-
-def _data_points(
-    family: Family, value: Value, labels: list[bytes], start_time: int, time: int
-) -> Iterable[bytes]:
-    """Return the data points of a value; a `start_time` of 0 means that it has none."""
-    if isinstance(value, Distribution):
-        return (_histogram(value, labels, start_time, time),)
-    attributes = b"".join(_ATTRIBUTE + label for label in labels)
-    if isinstance(value, Map | str):
-        assert family.label is not None
-        values = value.values if isinstance(value, Map) else {value: 1}
-        return (
-            _number(number, start_time, time)
-            + attributes
-            + _ATTRIBUTE
-            + _attribute(family.label, key)
-            for key, number in values.items()
-        )
-    number = value.value if isinstance(value, Gauge) else value
-    return (_number(number, start_time, time) + attributes,)
 
 
 def _number(value: float, start_time: int, time: int) -> bytes:

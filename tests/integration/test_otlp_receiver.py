@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import ssl
+import struct
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,6 +14,10 @@ from functools import partial
 from typing import Any
 
 import attrs
+import h2.config
+import h2.connection
+import h2.exceptions
+import h11
 import pytest
 import trio
 import trustme
@@ -444,3 +451,125 @@ async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, ca
     name = f"collector {url}/v1/metrics"
     assert first.startswith(f"{name}: ConnectError: all attempts to connect")
     assert last == f"{name}: the totals of 1 targets were not delivered"
+
+
+# Threads, proxies, and what is not OTLP over HTTP
+
+
+async def test_it_delivers_while_others_hold_all_of_trios_threads():
+    limiter = trio.to_thread.current_default_thread_limiter()
+    released = threading.Event()
+    exports = [export(str(number), number, text="x" * 1000) for number in range(100)]
+    try:
+        async with collector() as app, trio.open_nursery() as nursery:
+            for _ in range(int(limiter.total_tokens)):
+                nursery.start_soon(trio.to_thread.run_sync, released.wait)
+            await until(lambda: limiter.available_tokens == 0)
+            # It takes threads to look up the name, and to compress so much.
+            url = app.url.replace("127.0.0.1", "localhost")
+            await run(OTLPExporter(url), *exports)
+            assert limiter.available_tokens == 0
+            released.set()
+    finally:
+        released.set()
+    assert app.totals == {str(number): number for number in range(100)}
+    assert app.headers[0]["host"] == url.removeprefix("http://")
+
+
+async def test_a_name_that_stands_for_several_addresses_is_tried_at_each(monkeypatch):
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host, *args, **options):
+        # The first answers nothing: nobody accepts its connections, and its queue is full.
+        addresses = ["127.0.0.2", "127.0.0.1"] if host == "otel.test" else [host]
+        return [found for a in addresses for found in getaddrinfo(a, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with collector() as app:
+        port = int(app.url.rpartition(":")[2])
+        with socket.socket() as full:
+            full.bind(("127.0.0.2", port))
+            full.listen(0)
+            waiting = [socket.socket() for _ in range(4)]
+            for each in waiting:
+                each.setblocking(False)
+                each.connect_ex(("127.0.0.2", port))
+            await run(OTLPExporter(f"http://otel.test:{port}"), export("a", 1))
+            for each in waiting:
+                each.close()
+    assert app.totals == {"a": 1}
+
+
+async def test_it_sends_through_the_environments_proxy(monkeypatch):
+    asked = []
+
+    async def proxy(stream) -> None:
+        async with stream:
+            request = await stream.receive_some(100_000)
+            asked.append(request)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    monkeypatch.delenv("NO_PROXY")
+    async with server(proxy) as url:
+        monkeypatch.setenv("http_proxy", url.replace("//", "//me:s3cret@"))
+        await run(OTLPExporter("http://collector.test:4318"), export("a", 1))
+    head = asked[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert head[0] == b"POST http://collector.test:4318/v1/metrics HTTP/1.1"
+    assert b"Host: collector.test:4318" in head
+    assert b"Proxy-Authorization: Basic bWU6czNjcmV0" in head
+
+
+async def test_a_server_that_speaks_http_2_alone_is_asked_whether_it_is_grpc(caplog):
+    async def serve_http_2(stream) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(False))
+        connection.initiate_connection()
+        async with stream:
+            await stream.send_all(connection.data_to_send())
+            with pytest.raises(h2.exceptions.ProtocolError):
+                connection.receive_data(await stream.receive_some(100_000))
+            await stream.send_all(connection.data_to_send())
+
+    # An address of its own: others may use the port.
+    serving = partial(trio.serve_tcp, serve_http_2, 4317, host="127.0.43.17")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serving)
+        exporter = OTLPExporter("http://127.0.43.17:4317", timeout=0.2)
+        await run(exporter, export("a", 1))
+        nursery.cancel_scope.cancel()
+    assert "is this the gRPC port (4317)? OTLP over HTTP is 4318" in caplog.messages[0]
+
+
+async def test_a_body_limit_of_a_server_that_resets_is_found_and_kept_to(caplog):
+    """Servers that stop reading at a limit reset the connection, often without a status."""
+    limit, taken = 100_000, set()
+
+    async def read_so_much(stream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        async with stream:
+            body = b""
+            while type(event := connection.next_event()) is not h11.EndOfMessage:
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await stream.receive_some(2**14))
+                elif type(event) is h11.Data:
+                    body += event.data
+                    if len(body) > limit:
+                        linger = struct.pack("ii", 1, 0)
+                        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        stream.socket.close()
+                        return
+            message = ExportMetricsServiceRequest.FromString(body)
+            taken.update(
+                point.attributes[0].value.string_value
+                for metric in message.resource_metrics[0].scope_metrics[0].metrics
+                for point in getattr(metric, metric.WhichOneof("data")).data_points
+            )
+            await stream.send_all(
+                b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+
+    exports = [export(str(number), 1, text="x" * 500) for number in range(1000)]
+    async with server(read_so_much) as url:
+        await run(OTLPExporter(url, compression=None, timeout=PATIENCE), *exports)
+    assert taken == {str(number) for number in range(1000)}
+    assert "retrying" in caplog.messages[0]
+    assert len(caplog.messages) == 1

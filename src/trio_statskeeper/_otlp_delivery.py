@@ -148,6 +148,7 @@ class Delivery:
         if self.statistics:
             self._statistics_due = trio.current_time() + _STATISTICS_INTERVAL
         async with self.client:
+            await self._gather()
             while await self._wait():
                 if trio.current_time() >= self._statistics_due and not self._retrying:
                     await self._send_statistics()
@@ -161,13 +162,17 @@ class Delivery:
 
     async def _wait(self) -> bool:
         """Wait until there is something to send; return False if that is never."""
-        due = math.inf if self._retrying else self._statistics_due
-        with trio.move_on_at(due):
+        idle = not len(self._waiting)
+        with trio.move_on_at(math.inf if self._retrying else self._statistics_due):
             await self._waiting.wait()
-            if len(self._waiting) < _REQUEST_EXPORTS and not self._retrying:
-                with trio.move_on_after(_GATHERING):
-                    await self._ended.wait()
+            if idle:
+                await self._gather()
         return len(self._waiting) > 0 or not self._ended.is_set()
+
+    async def _gather(self) -> None:
+        """Wait for what belongs to the same pass as the first."""
+        with trio.move_on_after(_GATHERING):
+            await self._ended.wait()
 
     async def _pause(self, retry_after: float | None) -> None:
         """Wait before a retry."""

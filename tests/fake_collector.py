@@ -1,11 +1,14 @@
-"""An OTLP collector as an ASGI application, for tests on the mock clock."""
+"""An OTLP collector in place of httpcore2's pool of connections, on the mock clock."""
 
 from __future__ import annotations
 
 import gzip
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
 
 import attrs
+import httpcore2
 import trio
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -56,12 +59,13 @@ class Received:
 
 
 class Collector:
-    """Answers as the script says, its last line over and over."""
+    """Answers as the judge says, or else the script, its last line over and over."""
 
     def __init__(self) -> None:
+        self.judge: Callable[[Received], Answer | Exception] | None = None
         self.script: list[Answer | Exception] = [Answer()]
         self.received: list[Received] = []
-        self.client_options: dict[str, Any] = {}
+        self.pool_options: dict[str, Any] = {}
 
     @property
     def totals(self) -> list[dict[str, float]]:
@@ -71,32 +75,46 @@ class Collector:
     def times(self) -> list[float]:
         return [round(received.at, 6) for received in self.received]
 
-    async def __call__(self, scope, receive, send) -> None:
-        body = b""
-        message = {"more_body": True}
-        while message["more_body"]:
-            message = await receive()
-            body += message["body"]
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        if headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.received.append(
-            Received(
-                trio.current_time(),
-                scope["path"],
-                scope["query_string"],
-                headers,
-                ExportMetricsServiceRequest.FromString(body),
-            )
-        )
-        answer = self.script[0] if len(self.script) == 1 else self.script.pop(0)
+    def connect(self, **options: Any) -> Self:
+        """Be the pool."""
+        self.pool_options = options
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        pass
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, url: httpcore2.URL, headers: Any, content: bytes
+    ) -> AsyncGenerator[httpcore2.Response]:
+        assert method == "POST"
+        fields = {name.lower(): value for name, value in headers}
+        assert len(fields) == len(headers)
+        if fields.get("content-encoding") == "gzip":
+            content = gzip.decompress(content)
+        message = ExportMetricsServiceRequest.FromString(content)
+        path, _, query = url.target.partition(b"?")
+        received = Received(trio.current_time(), path.decode(), query, fields, message)
+        self.received.append(received)
+        answer = self.answer(received)
         if isinstance(answer, Exception):
             raise answer
         async with trio.open_nursery():  # as real connections have, while they are made
             await trio.sleep(answer.after)
-        headers = [
-            (name.encode(), text.encode("latin-1")) for name, text in answer.headers.items()
-        ]
-        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": answer.body})
+        self.acknowledge(answer)
+        yield httpcore2.Response(
+            answer.status,
+            headers=[(n.encode(), v.encode("latin-1")) for n, v in answer.headers.items()],
+            content=answer.body,
+        )
+
+    def answer(self, received: Received) -> Answer | Exception:
+        if self.judge is not None:
+            return self.judge(received)
+        return self.script[0] if len(self.script) == 1 else self.script.pop(0)
+
+    def acknowledge(self, answer: Answer) -> None:
+        """Do what is to be done as the answer is sent."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx2
+import httpcore2
 import pytest
 import trio
 from every_step import Interruption, interrupt_everywhere, perform
@@ -34,11 +34,11 @@ from trio_statskeeper import (
     _fan_out,
     _keeper,
     _newest,
+    _otlp_delivery,
     _prober,
     _totals,
     fan_out,
     lines,
-    otlp,
     prometheus,
 )
 from trio_statskeeper.lines import write_lines
@@ -65,7 +65,8 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_prober, "_STEP", 1)
     monkeypatch.setattr(_totals, "_EXPIRY_STEP", 1)
     monkeypatch.setattr(_totals, "_STEP", 1)
-    monkeypatch.setattr(otlp, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(prometheus, "_STEP", 1)
 
 
@@ -658,10 +659,8 @@ class Remembering(Collector):
         self.script = [Answer(503), Answer(after=0.3), Answer(), Answer(after=2), Answer()]
         self.acknowledged: list[dict[str, float]] = []
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = self.script[0].status
-        await super().__call__(scope, receive, send)
-        if status == 200:
+    def acknowledge(self, answer: Answer) -> None:
+        if answer.status == 200:
             self.acknowledged.append(self.totals[-1])
 
 
@@ -676,13 +675,11 @@ def series(requests: list[dict[str, float]]) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("flush_timeout", [0, 20])
 def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flush_timeout):
-    client = httpx2.AsyncClient
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
     async def play(interruption: Interruption) -> None:
         collector = Remembering()
-        connected = partial(client, transport=httpx2.ASGITransport(collector))
-        monkeypatch.setattr(httpx2, "AsyncClient", connected)
+        monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
         exporter = OTLPExporter(ENDPOINT, flush_timeout=flush_timeout)
         send, exports = channel()
         sent: dict[str, int] = {}

@@ -230,6 +230,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
+    It takes remote writes at /api/v1/write, too.
+
     The first scrape comes about five seconds after the start, however short the interval.
     """
 
@@ -253,6 +255,7 @@ class Prometheus(Server):
             f"--config.file={self._folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
+            "--web.enable-remote-write-receiver",
         ], None
 
     def _is_ready(self):

@@ -30,8 +30,8 @@ from trio_statskeeper import (
     EventMetrics,
     ProbeResult,
     StatsKeeper,
+    _otlp_delivery,
     lines,
-    otlp,
     prometheus,
 )
 from trio_statskeeper.lines import from_json, write_lines
@@ -98,8 +98,8 @@ async def reset(stream):
 @pytest.fixture
 def no_long_pauses(monkeypatch):
     """Retry at once, and ask no proxy."""
-    monkeypatch.setattr(otlp, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(otlp, "_LONGEST_DELAY", 0.1)
+    monkeypatch.setattr(_otlp_delivery, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_otlp_delivery, "_LONGEST_DELAY", 0.1)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -276,14 +276,18 @@ CUT_OFF = "(Connect|Write|Read|RemoteProtocol)Error: "
         (answer(429, b"Retry-After: \xff"), "status 429", RETRIED),
         (answer(503), "status 503", RETRIED),
         (answer(503, b"Retry-After: soon"), "status 503", RETRIED),
-        (answer(400, body=b"bad"), "status 400: 'bad'", GIVEN_UP),
-        (answer(500), "status 500", GIVEN_UP),
+        (answer(400, body=b"bad"), "http/homepage: refused the totals of .*'bad'", ""),
+        (answer(500), "http/homepage: status 500", GIVEN_UP),
         (answer(101, b"Upgrade: h2c"), "RemoteProtocolError: ", RETRIED),
-        (answer(307, b"Location: http://localhost/x"), "status 307", GIVEN_UP),
-        (answer(307, b"Location: :nowhere:"), "ValueError: ", RETRIED),
-        (answer(307, b"Location: http://[::1"), "status 307", GIVEN_UP),
-        (answer(307, b"Location: \xff\xfe://"), "status 307", GIVEN_UP),
-        (partial_success(), "a partial success: 'too old', 1 data points", GIVEN_UP),
+        (
+            answer(307, b"Location: http://localhost/x"),
+            "http/homepage: status 307",
+            GIVEN_UP,
+        ),
+        (answer(307, b"Location: :nowhere:"), "http/homepage: status 307", GIVEN_UP),
+        (answer(307, b"Location: http://[::1"), "http/homepage: status 307", GIVEN_UP),
+        (answer(307, b"Location: \xff\xfe://"), "http/homepage: status 307", GIVEN_UP),
+        (partial_success(), "http/homepage: a partial success: 'too old', 1", GIVEN_UP),
         (say(b"\0\xff" * 50 + b"\r\n\r\n"), "RemoteProtocolError: ", RETRIED),
         (
             say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz"),
@@ -316,8 +320,9 @@ async def test_a_collector_that_fails_gets_the_totals_when_it_is_well(
     assert_it_has_all(collector, keeper)
     assert collector.faults_left == 0
     first, *_, last = caplog.messages
-    assert re.match(f"{re.escape(url)}/v1/metrics: {logged}.*{consequence}", first)
-    assert last == f"{url}/v1/metrics: works again"
+    name = f"collector {url}/v1/metrics: "
+    assert re.match(f"{re.escape(name)}{logged}.*{consequence}", first)
+    assert last in (f"{name}recovered", f"{name}http/homepage: recovered")
 
 
 @asynccontextmanager
@@ -383,7 +388,7 @@ async def test_a_collector_that_is_not_there_at_first_gets_the_totals_once_it_is
     assert_it_has_all(collector, keeper)
     first, *_, last = (message.partition(": ")[2] for message in caplog.messages)
     assert first.startswith("ConnectError: ")
-    assert last == "works again"
+    assert last == "recovered"
 
 
 async def test_a_collector_that_goes_away_gets_the_totals_when_it_comes_back(
@@ -409,7 +414,7 @@ async def test_a_collector_that_goes_away_gets_the_totals_when_it_comes_back(
             nursery.start_soon(trio.serve_listeners, collector, [listener])
         nursery.cancel_scope.cancel()
     assert_it_has_all(collector, keeper)
-    assert caplog.messages[-1].endswith(": works again")
+    assert caplog.messages[-1].endswith(": recovered")
 
 
 async def test_a_collector_that_never_comes_costs_only_the_delivery(

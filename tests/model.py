@@ -177,6 +177,8 @@ class Model:
     """The place of each."""
     listed_at: float = 0.0
     timestamp: float = 0.0
+    pass_timestamp: float = -math.inf
+    clock_behind: float = 0.0
     times_asked: int = 0
 
     run: Run | None = None
@@ -197,6 +199,7 @@ class Model:
             "duplicates": self.duplicates,
             "expired": self.expired,
             "targets_held": len(self.held),
+            "clock_behind": round(self.clock_behind, 3),
         }
 
     # Totals
@@ -223,7 +226,8 @@ class Model:
         if held is None:
             listed = target in self.listed
             since = self.listed_at if listed else self.running
-            held = self.held[target] = Held(self.stamp(), since, listed)
+            self.timestamp = self.stamp()
+            held = self.held[target] = Held(self.timestamp, since, listed)
         held.results.append((self.running, dict(deltas)))
         self.folded += 1
 
@@ -257,9 +261,8 @@ class Model:
                 return newest(values)
         raise Refused("type")
 
-    def exports(self, keys: Iterable[str]) -> deque[Seen]:
+    def exports(self, keys: Iterable[str], timestamp: float) -> deque[Seen]:
         """Return what is to be exported of the listed ones among `keys` now."""
-        timestamp = self.stamp()
         exports: deque[Seen] = deque()
         for key in keys:
             if key not in self.listed or key not in self.held:
@@ -280,11 +283,13 @@ class Model:
         return exports
 
     def snapshot(self, keys: Iterable[str] | None) -> list[Seen]:
-        return list(self.exports(self.listed if keys is None else keys))
+        keys = self.listed if keys is None else dict.fromkeys(keys)
+        return list(self.exports(keys, self.stamp()))
 
     def stamp(self) -> float:
-        self.timestamp = max(self.timestamp, self.now + self.ahead)
-        return self.timestamp
+        """Return what the clock tells, or the newest timestamp if that is later."""
+        self.clock_behind = max(0.0, self.timestamp - (self.now + self.ahead))
+        return max(self.timestamp, self.now + self.ahead)
 
     # Listing
 
@@ -324,13 +329,21 @@ class Model:
         self.capacity = capacity
         self.listening = True
         self.run = Run(self.now)
-        self.stamp()
+        self.timestamp = self.stamp()
         self.ask()
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
         if self.run is not None:
             self.running += seconds
+            self.miss_ticks(self.run)
+
+    def miss_ticks(self, run: Run) -> None:
+        """Count those that come to pass within a pass that a tick began."""
+        if run.to_send is not None and not run.last:
+            while run.start + (run.tick + 1) * self.interval < self.now:
+                run.tick += 1
+                self.ticks_missed += 1
 
     def close_results(self) -> None:
         self.run.open = False
@@ -368,6 +381,7 @@ class Model:
             elif self.now >= run.start + run.tick * self.interval:
                 if self.ask():
                     self.begin_pass()
+                    self.miss_ticks(run)
             else:
                 return False
         elif not run.to_send:
@@ -388,7 +402,9 @@ class Model:
             self.miss_the_consumer()
             return
         self.run.last = not self.run.open
-        self.run.to_send = self.exports(self.listed)
+        self.pass_timestamp = max(self.stamp(), self.pass_timestamp + 0.001)
+        self.timestamp = self.pass_timestamp
+        self.run.to_send = self.exports(self.listed, self.timestamp)
 
     def end_pass(self) -> None:
         run = self.run
@@ -396,11 +412,8 @@ class Model:
         run.to_send = None
         if run.last:
             self.end(trio.Cancelled if run.cancelled else None)
-        elif run.open:
+        else:
             run.tick += 1
-            while run.start + run.tick * self.interval < self.now:
-                run.tick += 1
-                self.ticks_missed += 1
 
     def miss_the_consumer(self) -> None:
         self.end(trio.Cancelled if self.run.cancelled else trio.BrokenResourceError)

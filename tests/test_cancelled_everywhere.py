@@ -32,6 +32,7 @@ from trio_statskeeper import (
     _keeper,
     _newest,
     _prober,
+    _sending,
     _totals,
     fan_out,
     otlp,
@@ -53,7 +54,9 @@ def small_steps(monkeypatch):
     """Have what is done in steps for many targets be done so for a few."""
     monkeypatch.setattr(_keeper, "perf_counter", itertools.count().__next__)
     monkeypatch.setattr(_keeper, "_FOLDING_STEP", 2)
-    monkeypatch.setattr(_keeper, "_PASS_STEP", 1)
+    monkeypatch.setattr(_sending, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
+    monkeypatch.setattr(_sending, "_SENDERS", 2)
     monkeypatch.setattr(_newest, "_STEP", 1)
     monkeypatch.setattr(_prober, "_STARTING_STEP", 1)
     monkeypatch.setattr(_prober, "_STEP", 1)

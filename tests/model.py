@@ -336,14 +336,14 @@ class Model:
         self.now += seconds
         if self.run is not None:
             self.running += seconds
-            self.miss_ticks(self.run)
+            if self.run.to_send is not None and not self.run.last:
+                self.miss_ticks(self.run)
 
     def miss_ticks(self, run: Run) -> None:
-        """Count those that come to pass within a pass that a tick began."""
-        if run.to_send is not None and not run.last:
-            while run.start + (run.tick + 1) * self.interval < self.now:
-                run.tick += 1
-                self.ticks_missed += 1
+        """Count the ticks that are past since the one whose pass is in progress."""
+        while run.start + (run.tick + 1) * self.interval < self.now:
+            run.tick += 1
+            self.ticks_missed += 1
 
     def close_results(self) -> None:
         self.run.open = False
@@ -380,8 +380,8 @@ class Model:
                 self.begin_pass()
             elif self.now >= run.start + run.tick * self.interval:
                 if self.ask():
-                    self.begin_pass()
                     self.miss_ticks(run)
+                    self.begin_pass()
             else:
                 return False
         elif not run.to_send:

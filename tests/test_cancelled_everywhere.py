@@ -55,6 +55,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_keeper, "perf_counter", itertools.count().__next__)
     monkeypatch.setattr(_keeper, "_FOLDING_STEP", 2)
     monkeypatch.setattr(_sending, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_sending, "_TIME_PER_STEP", 2)
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
     monkeypatch.setattr(_sending, "_SENDERS", 2)
     monkeypatch.setattr(_newest, "_STEP", 1)

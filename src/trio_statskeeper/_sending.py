@@ -13,12 +13,14 @@ from ._nursery import open_flat_nursery
 
 T = TypeVar("T")
 
-# Seconds per turn of the scheduler for getting items. A loop that is held up for a
-# millisecond still probes precisely.
-_TIME_PER_TURN = 0.0005
+# Seconds for getting items, in one step. A loop that is held up for a millisecond still
+# probes precisely.
+_TIME_PER_STEP = 0.0005
 
-# Tasks that wait in `send` with one item each where the channel has no room.
+# Tasks that wait in `send` with one item each where the channel has no room, and seconds
+# for getting items in all of their steps, which are short, of one turn of the scheduler.
 _SENDERS = 100
+_TIME_PER_TURN = 0.001
 
 
 async def send_all(
@@ -36,8 +38,8 @@ async def send_all(
 
     Args:
       channel: where the items go.
-      items: the items. It is advanced for half a millisecond per turn at most, so it yields
-        None where it has worked but has no item.
+      items: the items. It is advanced for a millisecond per turn at most, so it yields None
+        where it has worked but has no item.
       at_most: how many items there are at most.
       note_sent: called for each item that was received or buffered.
 
@@ -56,7 +58,8 @@ class _Sending(Generic[T]):
     note_sent: Callable[[], None]
 
     # All senders share the time of a turn.
-    _time_left: float = attrs.field(init=False, default=_TIME_PER_TURN)
+    _time_per_turn: float = attrs.field(init=False, factory=lambda: _TIME_PER_STEP)
+    _time_left: float = attrs.field(init=False, factory=lambda: _TIME_PER_STEP)
     _turn: int = attrs.field(init=False, default=0)
     _raised: BaseException | None = attrs.field(init=False, default=None)
 
@@ -70,6 +73,7 @@ class _Sending(Generic[T]):
             self.note_sent()
         try:
             if item is not None:
+                self._time_per_turn = _TIME_PER_TURN
                 async with open_flat_nursery() as nursery:
                     for _ in range(min(at_most, _SENDERS) - 1):
                         nursery.start_soon(self._send)
@@ -104,7 +108,7 @@ class _Sending(Generic[T]):
                 await trio.lowlevel.checkpoint()
                 if turn == self._turn:  # the first sender to run in the new turn
                     self._turn += 1
-                    self._time_left = _TIME_PER_TURN
+                    self._time_left = self._time_per_turn
             began = perf_counter()
             try:
                 item = next(self.items)

@@ -61,16 +61,23 @@ class _Sending(Generic[T]):
     _time_per_turn: float = attrs.field(init=False, factory=lambda: _TIME_PER_STEP)
     _time_left: float = attrs.field(init=False, factory=lambda: _TIME_PER_STEP)
     _turn: int = attrs.field(init=False, default=0)
+    _ended: bool = attrs.field(init=False, default=False)
     _raised: BaseException | None = attrs.field(init=False, default=None)
 
     @trio.lowlevel.enable_ki_protection
-    async def send_all(self, at_most: int) -> None:
-        while (item := await self._next()) is not None:
-            try:
-                self.channel.send_nowait(item)
-            except trio.WouldBlock:
+    async def send_all(self, at_most: int) -> None:  # noqa: ASYNC910  # see `_send`
+        while True:
+            item = self._next()
+            if item is not None:
+                try:
+                    self.channel.send_nowait(item)
+                except trio.WouldBlock:
+                    break
+                self.note_sent()
+            elif self._ended:
                 break
-            self.note_sent()
+            else:
+                await self._wait_for_the_next_turn()
         try:
             if item is not None:
                 self._time_per_turn = _TIME_PER_TURN
@@ -86,36 +93,44 @@ class _Sending(Generic[T]):
                     self._raised = None  # else it would refer to itself, by its traceback
 
     @trio.lowlevel.enable_ki_protection
-    async def _send(self, item: T | None = None) -> None:  # noqa: ASYNC910  # see `_next`
+    async def _send(self, item: T | None = None) -> None:
         """Send this item and further ones.
 
         In whatever order Trio runs the senders, the items stay in theirs: there is no
         checkpoint between getting an item and queueing up with it.
         """
-        if item is None:
-            item = await self._next()
-        while item is not None:
-            await self.channel.send(item)
-            self.note_sent()
-            item = await self._next()
+        while True:  # noqa: ASYNC913  # each way on has a checkpoint
+            if item is None:
+                item = self._next()
+            if item is not None:
+                await self.channel.send(item)
+                self.note_sent()
+                item = None
+            elif self._ended:
+                return  # noqa: ASYNC910  # what has nothing to send need not wait
+            else:
+                await self._wait_for_the_next_turn()
 
-    async def _next(self) -> T | None:
-        """Return the next item, or None if there are no more."""
+    def _next(self) -> T | None:
+        """Return the next item, or None if there are no more, or time is up."""
         item: T | None = None
-        while item is None:
-            while self._time_left <= 0:
-                turn = self._turn
-                await trio.lowlevel.checkpoint()
-                if turn == self._turn:  # the first sender to run in the new turn
-                    self._turn += 1
-                    self._time_left = self._time_per_turn
+        while item is None and self._time_left > 0:
             began = perf_counter()
             try:
                 item = next(self.items)
             except StopIteration:
+                self._ended = True
                 break
             except BaseException as error:  # noqa: ASYNC103, BLE001  # see `send_all`
                 self._raised = error
+                self._ended = True
                 break  # noqa: ASYNC104
             self._time_left -= perf_counter() - began
-        return item  # noqa: ASYNC910  # it waits only when the time of this turn is up
+        return item
+
+    async def _wait_for_the_next_turn(self) -> None:
+        turn = self._turn
+        await trio.lowlevel.checkpoint()
+        if turn == self._turn:  # the first sender to run in it
+            self._turn += 1
+            self._time_left = self._time_per_turn

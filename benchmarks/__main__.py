@@ -25,6 +25,7 @@ PROGRAMS = {
     "7": "steps.py",
     "8": "scrape.py",
     "9": "prober.py",
+    "17": "turns.py",
 }
 PACKAGES = ("trio", "attrs", "prometheus-client", "opentelemetry-sdk", "trio-statskeeper")
 
@@ -39,7 +40,9 @@ say = partial(print, file=sys.stderr, flush=True)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks", description=__doc__)
     parser.add_argument(
-        "--rows", help="measure only these, with commas between (1 to 9)", metavar="ROWS"
+        "--rows",
+        help="measure only these, with commas between (1 to 9, 17)",
+        metavar="ROWS",
     )
     parser.add_argument(
         "--save", type=Path, help="write the result to FILE", metavar="FILE"
@@ -90,7 +93,7 @@ def machine() -> dict[str, str]:
 def measure(rows: set[str], *, quick: bool) -> list[Row]:
     env = {**os.environ, **({"BENCHMARKS_QUICK": "1"} if quick else {})}
     measured: list[Row] = []
-    for row in sorted(rows):
+    for row in sorted(rows, key=int):
         program = Path(__file__).with_name(PROGRAMS[row])
         say(f"measuring row {row} ({program.name})")
         done = subprocess.run(

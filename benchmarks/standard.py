@@ -145,7 +145,7 @@ def report(  # noqa: PLR0913  # a row has that many parts
     reach: float,
     rounds: list[float],
     detail: Mapping[str, Any],
-    unit: Literal["ratio", "bytes", "ms"] = "ratio",
+    unit: Literal["ratio", "bytes", "ms", "turns"] = "ratio",
     value: float | None = None,
 ) -> None:
     """Print a row as JSON, for `python benchmarks`. Its value is the median by default."""

@@ -36,7 +36,8 @@ PASSES = 2
 GAP = 0.001
 AT_ONCE = 5
 
-KEEPER_TASKS = f"{StatsKeeper.__module__}.{StatsKeeper.__name__}."
+# Its senders have a module of their own.
+KEEPER_TASKS = f"{StatsKeeper.__module__.partition('.')[0]}."
 
 Collector = Literal["off", "on", "frozen"]
 

@@ -189,6 +189,8 @@ class Model:
     listed_at: float = 0.0
     """That in the time that counts for expiry."""
     timestamp: float = 0.0
+    pass_timestamp: float = -math.inf
+    clock_behind: float = 0.0
     times_asked: int = 0
 
     run: Run | None = None
@@ -209,6 +211,7 @@ class Model:
             "duplicates": self.duplicates,
             "expired": self.expired,
             "targets_held": len(self.held),
+            "clock_behind": round(self.clock_behind, 3),
         }
 
     # Totals
@@ -236,7 +239,8 @@ class Model:
         if held is None:
             listed = target in self.listed
             since = self.listed_at if listed else self.expiry_time()
-            held = self.held[target] = Held(self.stamp(), since, listed)
+            self.timestamp = self.stamp()
+            held = self.held[target] = Held(self.timestamp, since, listed)
         held.results.append((self.running, dict(deltas)))
         self.folded += 1
 
@@ -274,9 +278,8 @@ class Model:
                 return newest(values)
         raise Refused("type")
 
-    def exports(self, keys: Iterable[str]) -> deque[Seen]:
+    def exports(self, keys: Iterable[str], timestamp: float) -> deque[Seen]:
         """Return what is to be exported of the listed ones among `keys` now."""
-        timestamp = self.stamp()
         exports: deque[Seen] = deque()
         places = self.leaving | self.listed
         for key in keys:
@@ -298,12 +301,14 @@ class Model:
         return exports
 
     def snapshot(self, keys: Iterable[str] | None) -> list[Seen]:
-        keys = self.listed if keys is None else keys
-        return list(self.exports(key for key in keys if key in self.listed))
+        keys = self.listed if keys is None else dict.fromkeys(keys)
+        listed = (key for key in keys if key in self.listed)
+        return list(self.exports(listed, self.stamp()))
 
     def stamp(self) -> float:
-        self.timestamp = max(self.timestamp, self.now + self.ahead)
-        return self.timestamp
+        """Return what the clock tells, or the newest timestamp if that is later."""
+        self.clock_behind = max(0.0, self.timestamp - (self.now + self.ahead))
+        return max(self.timestamp, self.now + self.ahead)
 
     # Listing
 
@@ -360,7 +365,7 @@ class Model:
         self.capacity = capacity
         self.listening = True
         self.run = Run(self.now)
-        self.stamp()
+        self.timestamp = self.stamp()
         if not self.ask():
             self.end(OSError)
 
@@ -368,6 +373,14 @@ class Model:
         self.now += seconds
         if self.run is not None:
             self.running += seconds
+            if self.run.to_send is not None and not self.run.last:
+                self.miss_ticks(self.run)
+
+    def miss_ticks(self, run: Run) -> None:
+        """Count the ticks that are past since the one whose pass is in progress."""
+        while run.start + (run.tick + 1) * self.interval < self.now:
+            run.tick += 1
+            self.ticks_missed += 1
 
     def close_results(self) -> None:
         self.run.open = False
@@ -404,6 +417,7 @@ class Model:
                 self.begin_last_pass()
             elif self.now >= run.start + run.tick * self.interval:
                 if self.ask():
+                    self.miss_ticks(run)
                     self.begin_pass()
                 else:
                     self.end(OSError)
@@ -433,7 +447,9 @@ class Model:
             return
         self.run.last = not self.run.open
         keys = [*self.listed, *self.leaving]
-        self.run.to_send = self.exports(keys)
+        self.pass_timestamp = max(self.stamp(), self.pass_timestamp + 0.001)
+        self.timestamp = self.pass_timestamp
+        self.run.to_send = self.exports(keys, self.timestamp)
         included = [self.held[key] for key in keys if key in self.held]
         self.run.cut = [(held, len(held.results)) for held in included]
 
@@ -448,9 +464,6 @@ class Model:
             self.end(run.failure or (trio.Cancelled if run.cancelled else None))
         elif run.open:
             run.tick += 1
-            while run.start + run.tick * self.interval < self.now:
-                run.tick += 1
-                self.ticks_missed += 1
 
     def miss_the_consumer(self) -> None:
         self.end(trio.Cancelled if self.run.cancelled else trio.BrokenResourceError)

@@ -36,6 +36,7 @@ from trio_statskeeper import (
     _newest,
     _otlp_delivery,
     _prober,
+    _sending,
     _totals,
     fan_out,
     lines,
@@ -57,7 +58,10 @@ def small_steps(monkeypatch):
     """Have what is done in steps for many targets be done so for a few."""
     monkeypatch.setattr(_keeper, "perf_counter", itertools.count().__next__)
     monkeypatch.setattr(_keeper, "_FOLDING_STEP", 2)
-    monkeypatch.setattr(_keeper, "_PASS_STEP", 1)
+    monkeypatch.setattr(_sending, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_sending, "_TIME_PER_STEP", 2)
+    monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
+    monkeypatch.setattr(_sending, "_SENDERS", 2)
     monkeypatch.setattr(_newest, "_STEP", 1)
     monkeypatch.setattr(lines, "_STEP", 0)
     monkeypatch.setattr(lines, "_AT_ONCE", 2)

@@ -298,6 +298,23 @@ async def test_what_was_exported_before_a_label_fails_is_there(autojump_clock):
     ]
 
 
+async def test_what_a_label_raises_waits_until_the_exports_before_it_are_taken(
+    autojump_clock,
+):
+    error = LookupError("no zone")
+    keeper = keeper_with(Call("label", zone, 3), raising(error), targets="abcd")
+    run = Run(keeper, exports_buffer=0)
+    run.send("a", "b", "c", "d")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.keep)
+        await trio.sleep(5.5)
+        assert run.raised is None
+        assert totals(run.received()) == {"a": 1, "b": 1}
+    assert run.raised is error
+    assert run.ended_at == 5.5
+    assert keeper.statistics().exports_sent == 2
+
+
 @pytest.mark.parametrize("call", [Call("clock", int, 4), Call("label", zone, 2)])
 @pytest.mark.parametrize("make_error", ERRORS)
 async def test_what_is_raised_in_the_last_pass_leaves_run_and_costs_only_exports(

@@ -5,6 +5,7 @@ Ticks come at 1, 2, 3 ... seconds; the tests act half-way between.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import weakref
@@ -19,6 +20,7 @@ import pytest
 import trio
 from helpers import Result, make_keeper, one, running, totals
 from strategies import LARGEST
+from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper import (
     Distribution,
@@ -685,6 +687,21 @@ async def test_ticks_that_a_slow_consumer_made_the_keeper_miss_are_skipped_and_c
     assert keeper.statistics().ticks_missed == 3
 
 
+@pytest.mark.parametrize("interval", [1, 0.1, 1 / 3, 0.7])
+async def test_a_tick_is_counted_as_missed_when_it_is_missed(mock_clock, interval):
+    keeper = make_keeper(export_interval=interval)
+    missed = []
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"))
+        await wait_all_tasks_blocked()
+        for tick in range(1, 1_000):
+            mock_clock.jump(interval * (tick + 0.5) - trio.current_time())
+            await wait_all_tasks_blocked()
+            missed.append(keeper.statistics().ticks_missed)
+    assert missed == list(range(999))
+    assert keeper.statistics().ticks_missed == 998  # also though the pass was cancelled
+
+
 async def test_a_tick_at_whose_very_instant_the_pass_before_ends_is_not_missed(
     autojump_clock,
 ):
@@ -1320,40 +1337,103 @@ async def test_what_targets_has_returned_is_looked_at_after_the_start(autojump_c
     assert started
 
 
-async def test_a_log_that_fails_does_not_keep_a_supervisor_from_another_run(
-    autojump_clock, monkeypatch
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("raising_part", ["filter", "handler"])
+async def test_a_log_that_fails_ends_no_run(
+    autojump_clock, capsys, monkeypatch, raising_part, is_told
 ):
+    monkeypatch.setattr(logging, "raiseExceptions", is_told)
+
     def fail(record: logging.LogRecord) -> bool:
         raise OSError("disk full")
 
+    handler = logging.NullHandler()
+    handler.handle = fail
+    fault = fail if raising_part == "filter" else handler
     logger = logging.getLogger("trio_statskeeper")
-    logger.addFilter(fail)
+    getattr(logger, f"add{raising_part.title()}")(fault)
     keeper = make_keeper()
     try:
-        with pytest.RaisesGroup(OSError):
-            async with running(keeper) as run:
-                run.send(Result("a", None))
-                await trio.sleep(0.5)
+        async with running(keeper) as run:
+            run.send(Result("a", None), one("a"))
+            await trio.sleep(1.5)
+            assert totals(run.received()) == {"a": 1}
     finally:
-        logger.removeFilter(fail)
-    async with running(keeper) as run:
-        run.send(one("a"))
-        await trio.sleep(1.5)
-        assert totals(run.received()) == {"a": 1}
+        getattr(logger, f"remove{raising_part.title()}")(fault)
+    assert capsys.readouterr().err.endswith("OSError: disk full\n") == is_told
 
 
 # Rule 14: two clocks
 
 
-async def test_timestamps_never_go_back_nor_below_the_start(autojump_clock):
-    times = iter([90, 100, 50, 200, 150, 40])
+async def test_timestamps_increase_by_a_millisecond_a_pass_though_the_clock_goes_back(
+    autojump_clock,
+):
+    times = iter([90, 100, 50, 200, 150, 200.0001, 200.5])
     keeper = make_keeper(clock=lambda: next(times))
     async with running(keeper) as run:
         run.send(one("a"))  # at 100, after the start at 90
-        await trio.sleep(4.5)  # ticks at 50, 200, 150, 40
+        await trio.sleep(5.5)
         exports = run.received()
-    assert [export.timestamp for export in exports] == [100, 200, 200, 200]
+    timestamps = [export.timestamp for export in exports]
+    assert timestamps == pytest.approx([100, 200, 200.001, 200.002, 200.5], abs=1e-6)
+    steps = [after - before for before, after in itertools.pairwise(timestamps)]
+    assert min(steps) >= 0.001
     assert {export.start_timestamp for export in exports} == {100}
+
+
+@pytest.mark.parametrize("reading", [-1e9, 1e-300, 1.7e9, 1e300])
+async def test_timestamps_increase_whatever_a_clock_that_stands_still_shows(
+    autojump_clock, reading
+):
+    keeper = make_keeper(clock=lambda: reading)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(100.5)
+        timestamps = [export.timestamp for export in run.received()]
+    assert all(before < after for before, after in itertools.pairwise(timestamps))
+
+
+async def test_a_clock_that_goes_back_is_logged_once_and_so_is_its_recovery(
+    autojump_clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    keeper = make_keeper(clock=lambda: trio.current_time() - behind)
+    behind = -7200.0
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        assert keeper.statistics().clock_behind == 0
+        behind = -4.0
+        await trio.sleep(2)
+        assert keeper.statistics().clock_behind == pytest.approx(7201.001 - 7)
+        behind = -7200.0
+        await trio.sleep(2)
+        assert keeper.statistics().clock_behind == 0
+    behind_by, recovered = caplog.records
+    assert behind_by.module == recovered.module == "_keeper"
+    assert behind_by.getMessage() == (
+        "http/homepage: clock is 7195.000 s behind the newest timestamp; until it has "
+        "caught up, timestamps increase by 1 ms per pass"
+    )
+    assert recovered.getMessage() == (
+        "http/homepage: clock recovered: it is no longer behind the newest timestamp"
+    )
+
+
+async def test_a_snapshot_does_not_change_the_timestamps_of_passes(autojump_clock):
+    keeper = make_keeper(clock=lambda: trio.current_time() + ahead)
+    ahead = 100
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(1.5)
+        ahead = 1_000
+        assert [export.timestamp for export in keeper.snapshot()] == [1_001.5]
+        ahead = 0
+        assert [export.timestamp for export in keeper.snapshot()] == [101]
+        ahead = 100
+        await trio.sleep(1)
+        assert [export.timestamp for export in run.received()] == [101, 102]
 
 
 async def test_by_default_timestamps_are_unix_time(autojump_clock):
@@ -1392,6 +1472,7 @@ async def test_statistics_count_what_the_keeper_did(autojump_clock):
         "duplicates": 0,
         "expired": 0,
         "targets_held": 3,
+        "clock_behind": 0,
     }
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         statistics.folded = 0
@@ -1417,7 +1498,14 @@ async def test_a_snapshot_can_be_of_some_targets(autojump_clock):
     async with running(keeper) as run:
         run.send(one("a"), one("b"), one("c"), one("never listed"))
         await trio.sleep(0.5)
-        assert list(totals(keeper.snapshot(["c", "a", "never listed", "?"]))) == ["c", "a"]
+        keys = ["c", "a", "never listed", "c", "?"]
+        assert [export.labels["dst"] for export in keeper.snapshot(keys)] == ["c", "a"]
+
+
+def test_a_snapshot_of_the_characters_of_a_key_is_refused():
+    message = r"^keys must be an iterable of strings, got 'ab'$"
+    with pytest.raises(TypeError, match=message):
+        make_keeper("ab").snapshot("ab")
 
 
 async def test_a_snapshot_can_be_taken_before_and_after_a_run(autojump_clock):

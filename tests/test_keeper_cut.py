@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
 
 import pytest
 import trio
@@ -11,9 +14,11 @@ from helpers import make_keeper, one, running, totals
 
 from trio_statskeeper import (
     Endpoint,
-    StatsKeeper,
+    EventMetrics,
     _keeper,
+    _sending,
 )
+from trio_statskeeper._receiving import receive_batch
 from trio_statskeeper.testing import receive_exports
 
 # Rules 3 and 4: a pass is a consistent cut, and without a pause
@@ -114,10 +119,16 @@ async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(auto
 # Rule 5: it never hogs the loop
 
 
-async def spectate(keeper: StatsKeeper, seen: list[int]) -> None:
-    """Note, whenever the loop comes round, how many results were folded."""
+def let_time_pass(monkeypatch, module: ModuleType, each_time: float) -> None:
+    """Have so many seconds pass whenever `module` looks at the time."""
+    ticking = itertools.count(step=each_time)
+    monkeypatch.setattr(module, "perf_counter", lambda: next(ticking))
+
+
+async def spectate(count: Callable[[], int], seen: list[int]) -> None:
+    """Note the count whenever the loop comes round."""
     while True:
-        seen.append(keeper.statistics().folded)
+        seen.append(count())
         await trio.lowlevel.checkpoint()
 
 
@@ -127,18 +138,78 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monkeypatch):
-    ticking = itertools.count(step=_keeper._FOLDING_STEP / 10)
-    monkeypatch.setattr(_keeper, "perf_counter", lambda: next(ticking))
+    let_time_pass(monkeypatch, _keeper, _keeper._FOLDING_STEP / 10)
     keeper = make_keeper()
     seen: list[int] = []
     async with running(keeper) as run:
-        run.nursery.start_soon(spectate, keeper, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
         await until(lambda: len(seen) > 0)
         run.send(*map(one, "a" * 1_000))
         await until(lambda: keeper.statistics().folded == 1_000)
         seen.append(1_000)
     # Two steps may come between two looks, and rounding may make 11 of 10.
     assert 9 <= max(after - before for before, after in itertools.pairwise(seen)) <= 22
+
+
+@pytest.mark.parametrize(
+    ("exports_buffer", "per_turn"), [(0, 20), (50, 20), (math.inf, 10)]
+)
+async def test_exports_are_made_in_steps_of_limited_time(
+    autojump_clock, monkeypatch, exports_buffer, per_turn
+):
+    let_time_pass(monkeypatch, _sending, _sending._TIME_PER_STEP / 10)
+    keys = [f"target {i}" for i in range(500)]
+    labelled: list[Endpoint] = []
+    label = lambda endpoint: str(labelled.append(endpoint))  # noqa: E731
+    keeper = make_keeper(keys, additional_labels={"x": label})
+    seen: list[int] = []
+    async with running(keeper, exports_buffer=exports_buffer) as run:
+        run.send(*map(one, keys))
+        run.nursery.start_soon(drain, run.exports, [])
+        await trio.sleep(0.5)
+        run.nursery.start_soon(spectate, labelled.__len__, seen)
+        autojump_clock.jump(0.5)
+        await until(lambda: keeper.statistics().passes > 0)
+    assert len(labelled) == 500
+    # As above.
+    most = max(after - before for before, after in itertools.pairwise(seen))
+    assert per_turn - 1 <= most <= 2 * per_turn + 2
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the scheduler."""
+
+    count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def drain(
+    exports: trio.MemoryReceiveChannel[EventMetrics], received: list[EventMetrics]
+) -> None:
+    with suppress(trio.EndOfChannel):
+        while True:
+            received += await receive_batch(exports, 1_000)
+
+
+@pytest.mark.parametrize("exports_buffer", [0, 10, 1_000])
+async def test_a_pass_needs_one_turn_of_the_loop_for_some_hundred_targets(
+    autojump_clock, monkeypatch, exports_buffer
+):
+    let_time_pass(monkeypatch, _sending, 0)  # however slow the machine is
+    keys = [f"target {i}" for i in range(2_000)]
+    received: list[EventMetrics] = []
+    turns = Turns()
+    async with running(make_keeper(keys), exports_buffer=exports_buffer) as run:
+        run.send(*map(one, keys))
+        run.nursery.start_soon(drain, run.exports, received)
+        await trio.sleep(0.5)
+        trio.lowlevel.add_instrument(turns)
+        await trio.sleep(1)
+        trio.lowlevel.remove_instrument(turns)
+    assert list(totals(received)) == keys
+    assert turns.count <= 2 * len(keys) / 100 + 10
 
 
 @pytest.mark.parametrize(
@@ -150,15 +221,16 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
     ],
 )
 async def test_a_tick_goes_through_many_targets_in_small_steps(
-    autojump_clock, keys, listed, steps
+    autojump_clock, monkeypatch, keys, listed, steps
 ):
+    let_time_pass(monkeypatch, _sending, _sending._TIME_PER_STEP / 200)
     lists = iter([[], [Endpoint(f"target {i}") for i in range(listed)]])
     keeper = make_keeper(lambda: next(lists), expire_after=0.75)
     seen: list[int] = []
     async with running(keeper) as run:
         run.send(*map(one, keys))
         await trio.sleep(0.5)
-        run.nursery.start_soon(spectate, keeper, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
     assert steps <= len(seen) <= 2 * steps
@@ -170,7 +242,7 @@ async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autoju
     seen: list[int] = []
     async with running(keeper) as run:
         await trio.sleep(0.5)
-        run.nursery.start_soon(spectate, keeper, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
     assert 10 <= len(seen) <= 20

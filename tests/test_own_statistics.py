@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -16,6 +17,7 @@ from trio_statskeeper import (
     Prober,
     ProberStatistics,
     StatsKeeper,
+    _own_statistics,
 )
 from trio_statskeeper._families import Families
 from trio_statskeeper._own_statistics import HELP, checked_statistics, own_statistics
@@ -48,6 +50,7 @@ async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock
         "duplicates": 2,
         "expired": 0,
         "targets_held": Gauge(1),
+        "clock_behind_seconds": Gauge(0.0),
     }
 
 
@@ -65,6 +68,7 @@ def test_reasons_that_have_not_occurred_are_there_with_zero():
             "overflow": 0,
             "map-name": 0,
             "map-keys": 0,
+            "metrics": 0,
             "unlisted": 0,
         },
     )
@@ -90,6 +94,18 @@ def test_they_count_from_when_nothing_was_counted():
 
 
 @pytest.mark.parametrize("of", [make_keeper(), make_prober()])
+def test_their_timestamps_increase_though_the_clock_goes_back(of, monkeypatch):
+    now = time.time() + 1
+    timestamps = []
+    for reading in (0, now, now, now - 7200, now + 1):
+        monkeypatch.setattr(_own_statistics, "time", Mock(**{"time.return_value": reading}))
+        timestamps.append(own_statistics(of).timestamp)
+    start = own_statistics(of).start_timestamp
+    expected = [start + 0.001, now, now + 0.001, now + 0.002, now + 1]
+    assert timestamps == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("of", [make_keeper(), make_prober()])
 def test_each_metric_has_a_help_text_and_a_name_of_its_own(of):
     export = own_statistics(of)
     assert export.metrics.keys() <= HELP.keys()
@@ -99,6 +115,8 @@ def test_each_metric_has_a_help_text_and_a_name_of_its_own(of):
 
 def test_there_is_no_help_text_for_what_is_not_there():
     keeper = {field.name for field in attrs.fields(KeeperStatistics)}
+    keeper.remove("clock_behind")
+    keeper.add("clock_behind_seconds")
     prober = {f"prober_{field.name}" for field in attrs.fields(ProberStatistics)}
     assert HELP.keys() == keeper | prober
 

@@ -10,7 +10,8 @@ While `StatsKeeper.run` runs, two tasks share the totals (`_totals.Totals`):
 - `_export_at_ticks` sleeps until the next tick. Then, in one step and so at one instant, it
   asks for the targets, takes the timestamp and begins a cut. The rest of the pass takes its
   time: it goes through the list of targets, and sends the totals as they were at the cut,
-  target by target, however long the consumer takes. The other task folds on meanwhile.
+  many targets per turn of the scheduler (`send_all`), however long the consumer takes. The
+  other task folds on meanwhile.
 
 Neither needs a lock: the totals change only between two checkpoints.
 
@@ -33,10 +34,9 @@ lest a result be lost between its receipt and the totals.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, final
@@ -47,11 +47,12 @@ import trio
 from ._checks import above_zero, is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
 from ._event_metrics import EventMetrics, unchecked_event_metrics
+from ._log import logger
 from ._nursery import open_flat_nursery
+from ._sending import send_all
+from ._timestamps import later_timestamp
 from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
 from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
@@ -63,8 +64,9 @@ _FOLDING_STEP = 0.0005
 # None is a bad result, which counts as rejected.
 _NO_RESULT: Any = object()
 
-# Targets with nothing to export that a pass goes through between two checkpoints.
-_PASS_STEP = 200
+# Seconds that the clock may be behind the newest timestamp without a word in the log.
+# Passes less than a millisecond apart are ahead of the clock, too.
+_CLOCK_TOLERANCE = 0.1
 
 
 @final
@@ -97,7 +99,8 @@ class KeeperStatistics:
     """EventMetrics that were sent."""
 
     ticks_missed: int
-    """Ticks that were skipped because the pass before took too long, counted at its end."""
+    """Ticks that were skipped because the pass before takes or took too long. Each is
+    counted when it is missed, so this rises while an output is stuck."""
 
     duplicates: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
@@ -107,6 +110,10 @@ class KeeperStatistics:
 
     targets_held: int
     """Targets of which there are totals now."""
+
+    clock_behind: float
+    """Seconds that `clock` was behind the newest timestamp when it was last read, or 0.0.
+    Above 0 after the wall clock was set back: timestamps go on increasing nevertheless."""
 
 
 def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
@@ -134,6 +141,39 @@ def _additional_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
     return checked_labels(labels, _RESERVED_LABELS)
 
 
+@attrs.frozen
+class _Grid:
+    """When the ticks of a run come."""
+
+    start: float
+    interval: float
+    clock: trio.abc.Clock
+    """Trio's, so that other threads can read it, too."""
+
+    def at(self, tick: int) -> float:
+        return self.start + tick * self.interval
+
+    def next_after(self, last: int) -> int:
+        """Return the first tick after `last` that is not yet past."""
+        now = self.clock.current_time()
+        tick = max(last + 1, math.ceil((now - self.start) / self.interval))
+        if tick > last + 1 and self.at(tick - 1) >= now:
+            tick -= 1  # the division was rounded up
+        return tick
+
+
+@attrs.frozen
+class _TickPass:
+    """A pass in progress that a tick began."""
+
+    grid: _Grid
+    tick: int
+    missed_before: int
+
+    def ticks_missed(self) -> int:
+        return self.missed_before + self.grid.next_after(self.tick) - (self.tick + 1)
+
+
 @attrs.define(eq=False)
 class _Progress:
     """What changes as a keeper runs, beside the totals."""
@@ -144,9 +184,16 @@ class _Progress:
     """Seconds that earlier runs took."""
     timestamp: float = 0.0
     """The newest timestamp: the next can't be less."""
+    pass_timestamp: float = -math.inf
+    """That of the newest pass: the next pass's must be greater."""
+    clock_behind: float = 0.0
+    clock_was_behind: bool = False
+    """Whether it was logged that the clock is behind, and not yet that it has caught up."""
     passes: int = 0
     exports_sent: int = 0
     ticks_missed: int = 0
+    """Until the pass in progress began."""
+    tick_pass: _TickPass | None = None
     in_hand: Any = _NO_RESULT
     """A result that was received, but not folded in: an exception came between."""
 
@@ -222,7 +269,8 @@ class StatsKeeper:
     clock: Callable[[], float] = attrs.field(
         default=time.time, kw_only=True, validator=is_callable
     )
-    """Returns the Unix time in seconds, for timestamps alone."""
+    """Returns the Unix time in seconds, for timestamps alone. These increase from pass to
+    pass by at least a millisecond, also while the clock is behind."""
 
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
     _totals: Totals = attrs.field(init=False, repr=False)
@@ -250,7 +298,7 @@ class StatsKeeper:
         """Keep statistics until `results` ends, or until cancelled.
 
         Ticks lie at start + k * `export_interval`; those that come while an earlier pass
-        still waits for its consumer are skipped, and counted. When `results` ends, a last
+        still waits for its consumer are skipped and counted. When `results` ends, a last
         pass is made. `run` may be called again, with new channels: counting goes on.
 
         Args:
@@ -273,7 +321,7 @@ class StatsKeeper:
                 try:
                     with results:
                         try:
-                            self._timestamp()  # for `_sweep`, which needs one
+                            progress.timestamp = self._timestamp()  # for `_sweep`
                             self._ask_for_targets()
                             task_status.started()
                             await self._keep(results, exports)
@@ -296,33 +344,49 @@ class StatsKeeper:
             self._report_rejections()
 
     def statistics(self) -> KeeperStatistics:
-        """Return what the keeper has done so far."""
+        """Return what the keeper has done so far. Any thread may ask."""
+        tick_pass = self._progress.tick_pass
         return KeeperStatistics(
             folded=self._totals.folded,
             rejected=MappingProxyType(dict(self._totals.rejected)),
             passes=self._progress.passes,
             exports_sent=self._progress.exports_sent,
-            ticks_missed=self._progress.ticks_missed,
+            ticks_missed=(
+                self._progress.ticks_missed
+                if tick_pass is None
+                else tick_pass.ticks_missed()
+            ),
             duplicates=self._totals.duplicates,
             expired=self._totals.expired,
             targets_held=len(self._totals),
+            clock_behind=self._progress.clock_behind,
         )
 
     def snapshot(self, keys: Iterable[str] | None = None) -> tuple[EventMetrics, ...]:
         """Return the totals of the listed targets as they are now, in their order.
 
-        Args:
-          keys: the `Endpoint.key` of each target to return, instead of all; those that are
-            not listed, or have no totals, are left out.
+        A snapshot does not wait, so it is consistent, but takes long for many targets. Call
+        it only in the thread of the Trio loop in which the keeper runs.
 
-        It does not wait, so it is consistent in itself, and takes long for many targets.
+        Its timestamp is the clock's, or the keeper's newest if that is later. Timestamps of
+        passes do not depend on it.
+
+        Args:
+          keys: the `Endpoint.key` of each target to return, instead of all. Keys that are
+            not listed, or have no totals, are left out, and each is returned once.
+
+        Raises:
+          TypeError: if `keys` is a string.
+          BaseException: what a label's function or `clock` raised.
         """
+        if isinstance(keys, str):
+            raise TypeError(f"keys must be an iterable of strings, got {quote(keys)}")
         listed = self._totals.listed
         timestamp = self._timestamp()
         stale = self._now() - self._expire_after
         exports = (
             self._event_metrics(listed[key], row, timestamp, stale)
-            for key in (listed if keys is None else keys)
+            for key in (listed if keys is None else dict.fromkeys(keys))
             if key in listed and (row := self._totals.row(key)) is not None
         )
         return tuple(export for export in exports if export)
@@ -371,25 +435,29 @@ class StatsKeeper:
     async def _export_at_ticks(
         self, exports: trio.MemorySendChannel[EventMetrics], ended: trio.Event
     ) -> None:
-        start = self._progress.run_since
-        assert start is not None
-        tick = 0
+        progress = self._progress
+        assert progress.run_since is not None
+        grid = _Grid(
+            progress.run_since, self.export_interval, trio.lowlevel.current_clock()
+        )
+        tick = self._count_missed_ticks(grid, 0)
         while not ended.is_set():
-            tick = self._next_tick(start, tick)
-            with trio.move_on_at(start + tick * self.export_interval):
+            with trio.move_on_at(grid.at(tick)):
                 await ended.wait()
             if not ended.is_set():
                 self._ask_for_targets()
-                await self._pass(exports)
+                progress.tick_pass = _TickPass(grid, tick, progress.ticks_missed)
+                try:
+                    await self._pass(exports)
+                finally:
+                    tick = self._count_missed_ticks(grid, tick)
         await self._last_pass(exports)
 
-    def _next_tick(self, start: float, last: int) -> int:
-        """Return the first tick after `last` that is not yet past, counting the missed."""
-        now = trio.current_time()
-        tick = max(last + 1, math.ceil((now - start) / self.export_interval))
-        if tick > last + 1 and start + (tick - 1) * self.export_interval >= now:
-            tick -= 1  # the division was rounded up
-        self._progress.ticks_missed += tick - last - 1
+    def _count_missed_ticks(self, grid: _Grid, last: int) -> int:
+        """Count the ticks after `last` that are past, and return the next one."""
+        tick = grid.next_after(last)
+        self._progress.ticks_missed += tick - (last + 1)
+        self._progress.tick_pass = None
         return tick
 
     def _ask_for_targets(self, *, for_last_pass: bool = False) -> None:
@@ -409,28 +477,35 @@ class StatsKeeper:
         if exports.statistics().open_receive_channels == 0:
             raise trio.BrokenResourceError("nobody listens to the exports any more")
         totals = self._totals
-        timestamp = self._timestamp()
+        timestamp = self._pass_timestamp()
         stale = self._now() - self._expire_after
         totals.begin_cut()
         try:
             await self._relist()
-            skipped = 0
-            for endpoint in totals.to_export():
-                row = totals.take(endpoint.key)
-                if row is not None:
-                    export = self._event_metrics(endpoint, row, timestamp, stale)
-                    if export is not None:
-                        await exports.send(export)
-                        self._progress.exports_sent += 1
-                        continue
-                skipped += 1
-                if skipped % _PASS_STEP == 0:
-                    await trio.lowlevel.checkpoint()
+            await send_all(
+                exports,
+                self._exports(timestamp, stale),
+                totals.count_to_export(),
+                self._note_sent,
+            )
         finally:
             totals.end_cut()
         totals.note_exported()
         self._progress.passes += 1
         self._report_rejections()
+
+    def _exports(self, timestamp: float, stale: float) -> Iterator[EventMetrics | None]:
+        """Take what a pass sends out of the cut; None for a target with nothing to send."""
+        totals = self._totals
+        for endpoint in totals.to_export():
+            row = totals.take(endpoint.key)
+            if row is None:
+                yield None
+            else:
+                yield self._event_metrics(endpoint, row, timestamp, stale)
+
+    def _note_sent(self) -> None:
+        self._progress.exports_sent += 1
 
     async def _last_pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
         """Send the totals of all targets that are listed now, or were at the last tick."""
@@ -509,7 +584,7 @@ class StatsKeeper:
     def _report_rejections(self) -> None:
         unreported = self._totals.unreported
         if unreported:
-            _logger.warning(
+            logger.warning(
                 "%s/%s: %d results rejected since the last export (%s); the newest: %s",
                 self.ptype,
                 self.name,
@@ -534,7 +609,7 @@ class StatsKeeper:
 
     def _start_timestamp(self) -> float:
         """Return when the totals of a new target begin."""
-        self._timestamp()
+        self._progress.timestamp = self._timestamp()
         return self._latest_start_timestamp()
 
     def _start_timestamp_or_newest(self) -> float:
@@ -552,15 +627,41 @@ class StatsKeeper:
             progress.timestamp = math.nextafter(progress.timestamp, math.inf)
         return progress.timestamp
 
+    def _pass_timestamp(self) -> float:
+        """Return the timestamp of a pass: later than the one before, whatever the clock."""
+        progress = self._progress
+        timestamp = later_timestamp(self._timestamp(), progress.pass_timestamp)
+        progress.timestamp = progress.pass_timestamp = timestamp
+        is_behind = progress.clock_behind > _CLOCK_TOLERANCE
+        if is_behind != progress.clock_was_behind:
+            progress.clock_was_behind = is_behind
+            if is_behind:
+                logger.warning(
+                    "%s/%s: clock is %.3f s behind the newest timestamp; until it has "
+                    "caught up, timestamps increase by 1 ms per pass",
+                    self.ptype,
+                    self.name,
+                    progress.clock_behind,
+                )
+            else:
+                logger.info(
+                    "%s/%s: clock recovered: it is no longer behind the newest timestamp",
+                    self.ptype,
+                    self.name,
+                )
+        return timestamp
+
     def _timestamp(self) -> float:
-        timestamp = self.clock()
-        if not isinstance(timestamp, int | float):
-            raise TypeError(f"clock must return seconds, got {quote(timestamp)}")
-        timestamp = plain_number(timestamp)
-        if not -MAX_NUMBER <= timestamp <= MAX_NUMBER:
-            raise ValueError(f"clock must return finite seconds, got {quote(timestamp)}")
-        self._progress.timestamp = max(self._progress.timestamp, timestamp)
-        return self._progress.timestamp
+        """Return the time, or the newest timestamp if the clock is behind."""
+        progress = self._progress
+        time_read = self.clock()
+        if not isinstance(time_read, int | float):
+            raise TypeError(f"clock must return seconds, got {quote(time_read)}")
+        time_read = plain_number(time_read)
+        if not -MAX_NUMBER <= time_read <= MAX_NUMBER:
+            raise ValueError(f"clock must return finite seconds, got {quote(time_read)}")
+        progress.clock_behind = max(progress.timestamp - time_read, 0.0)
+        return max(progress.timestamp, time_read)
 
 
 def _is_open(exports: trio.MemorySendChannel[EventMetrics]) -> bool:

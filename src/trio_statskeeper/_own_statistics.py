@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, cast, get_args
+from weakref import WeakKeyDictionary
 
 import attrs
 
 from ._event_metrics import EventMetrics
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._prober import Prober
+from ._timestamps import later_timestamp
 from ._totals import Reason
 from ._values import Gauge, Map, Value, quote
 
@@ -27,6 +29,7 @@ HELP = {
     "duplicates": "Targets with the key of an earlier one, over all calls of targets()",
     "expired": "Targets whose totals were dropped: they had not been listed for too long",
     "targets_held": "Targets of which there are totals now",
+    "clock_behind_seconds": "Seconds that the clock is behind the newest timestamp",
     "prober_results_sent": "Probe runs whose result was sent",
     "prober_runs_late": "Probe runs that began late by more than a tenth of the timeout",
     "prober_runs_missed": "Probe runs that were left out",
@@ -35,10 +38,17 @@ HELP = {
     "prober_running": "Probes that are running now",
 }
 
-_GAUGES = frozenset(("targets_held", "prober_targets", "prober_running"))
+_GAUGES = frozenset(
+    ("targets_held", "clock_behind_seconds", "prober_targets", "prober_running")
+)
+
+# Fields whose metrics have their unit in their name.
+_IN_SECONDS = frozenset(("clock_behind",))
 
 # No keeper or prober has counted anything before.
 _NOTHING_COUNTED_AT = time.time()
+
+_newest_timestamps = WeakKeyDictionary[Observed, float]()
 
 
 def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
@@ -66,12 +76,15 @@ def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
 
 
 def own_statistics(of: Observed) -> EventMetrics:
-    """Return the statistics of a keeper or prober, by the names that `HELP` has."""
+    """Return the statistics of a keeper or prober, by the names that `HELP` has.
+
+    The timestamps of one keeper or prober strictly increase, whatever the clock does.
+    """
     statistics = of.statistics()
     prefix = "" if isinstance(statistics, KeeperStatistics) else "prober_"
     metrics: dict[str, Value] = {}
     for field, value in attrs.asdict(statistics, recurse=False).items():
-        name = prefix + field
+        name = prefix + field + ("_seconds" if field in _IN_SECONDS else "")
         if name in _GAUGES:
             metrics[name] = Gauge(value)
         elif isinstance(value, Mapping):
@@ -80,7 +93,11 @@ def own_statistics(of: Observed) -> EventMetrics:
             metrics[name] = Map("reason", {**dict.fromkeys(get_args(Reason), 0), **counts})
         else:
             metrics[name] = value
-    return EventMetrics(time.time(), _NOTHING_COUNTED_AT, _labels(of), metrics)
+    timestamp = later_timestamp(
+        time.time(), _newest_timestamps.get(of, _NOTHING_COUNTED_AT)
+    )
+    _newest_timestamps[of] = timestamp
+    return EventMetrics(timestamp, _NOTHING_COUNTED_AT, _labels(of), metrics)
 
 
 def _labels(of: Observed) -> dict[str, str]:

@@ -616,6 +616,10 @@ class Totals:
         """Return the targets of a pass: those that are listed, then those leaving."""
         return chain(self.listed.values(), reversed(self._leaving.values()))
 
+    def count_to_export(self) -> int:
+        """Return how many targets `to_export` returns."""
+        return len(self.listed) + len(self._leaving)
+
     def note_exported(self) -> None:
         """Note that all of the newest cut was exported."""
         self._exported = self._epoch

@@ -65,6 +65,7 @@ def test_reasons_that_have_not_occurred_are_there_with_zero():
             "overflow": 0,
             "map-name": 0,
             "map-keys": 0,
+            "metrics": 0,
             "unlisted": 0,
         },
     )

@@ -616,8 +616,8 @@ class StatsKeeper:
         """Return the same; if `clock` raises, the newest timestamp: no result is lost."""
         try:
             return self._start_timestamp()
-        except Exception:  # noqa: BLE001  # it raises again for the next pass
-            return self._latest_start_timestamp()
+        except BaseException:  # noqa: ASYNC103, BLE001  # even a SystemExit
+            return self._latest_start_timestamp()  # noqa: ASYNC104  # is to cost no result
 
     def _latest_start_timestamp(self) -> float:
         progress = self._progress

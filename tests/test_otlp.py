@@ -585,6 +585,7 @@ async def test_each_keeper_has_requests_of_its_own(collector, autojump_clock):
         await run.send(of("x", "a"), of("y", "a", 2), of("x", "b"), of("y", "b", 2))
         await trio.sleep(1)
     assert collector.totals == [{"a": 1, "b": 1}, {"a": 2, "b": 2}]
+    assert collector.times == [0.05] * 2  # many keepers don't wait for each other
 
 
 async def test_a_bad_target_costs_itself_alone_and_is_logged_once_and_so_is_its_recovery(

@@ -45,6 +45,7 @@ _DATA_POINT, _ATTRIBUTE, _ATTRIBUTE_OF_HISTOGRAM = b"\x0a", b"\x3a", b"\x4a"
 
 # Tags and values of start_time_unix_nano and time_unix_nano, and of as_int or as_double.
 _INTEGER = Struct("<BQBQBq")
+_TIME_SIZE = 9  # bytes of each time, with its tag
 _DOUBLE = Struct("<BQBQBd")
 # Of these times, count and sum.
 _HISTOGRAM = Struct("<BQBQBQBd")
@@ -169,9 +170,12 @@ def _metric(family: Family, data_points: Iterable[bytes]) -> bytes:
 
 
 def _number(value: float, start_time: int, time: int) -> bytes:
+    """Return the numbers of a data point; a `start_time` of 0 means that it has none."""
     if isinstance(value, int) and -(2**63) <= value < 2**63:
-        return _INTEGER.pack(0x11, start_time, 0x19, time, 0x31, value)
-    return _DOUBLE.pack(0x11, start_time, 0x19, time, 0x21, float(value))
+        encoded = _INTEGER.pack(0x11, start_time, 0x19, time, 0x31, value)
+    else:
+        encoded = _DOUBLE.pack(0x11, start_time, 0x19, time, 0x21, float(value))
+    return encoded if start_time else encoded[_TIME_SIZE:]
 
 
 def _histogram(

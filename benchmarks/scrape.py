@@ -7,12 +7,16 @@ second, somebody scrapes. Echo server, scraper and collector are processes of th
 To hand that many bytes to a scraper takes the machine's cores away from the clients and
 their server, whoever does it. How much that is, the detail tells: between two scrapes, the
 scraper gets as many bytes from another process.
+
+The detail also has the longest step of Trio's scheduler during scrapes of many targets,
+with the garbage collector off: what a scrape itself can hold up the loop for.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 import time
@@ -23,9 +27,17 @@ from statistics import quantiles
 from urllib.request import urlopen
 
 import trio
-from standard import Result, make_endpoints, make_keeper, report, size
+from standard import (
+    Result,
+    fold_in,
+    make_endpoints,
+    make_keeper,
+    make_work,
+    report,
+    size,
+)
 
-from trio_statskeeper import EventMetrics, ProbeResult, fan_out
+from trio_statskeeper import EventMetrics, ProbeResult, StatsKeeper, fan_out
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter
 
@@ -33,6 +45,9 @@ ROUNDS = size(4, 1)
 SCRAPES_EACH = size(5, 2)
 CLIENTS = 10
 TARGETS = make_endpoints(1_000)
+
+# Targets of which the steps of a scrape are timed.
+MANY = size((10_000, 100_000), (1_000,))
 
 # When something began and ended, by a clock that all processes share.
 Span = tuple[float, float]
@@ -150,6 +165,58 @@ async def measure(
     return spans, [ours for ours, _, _ in scrapes], [other for _, other, _ in scrapes]
 
 
+class LongestStep(trio.abc.Instrument):
+    """Times the steps of all tasks: the longest, in all and of the thread itself."""
+
+    def __init__(self) -> None:
+        self.wall = self.thread = 0.0
+        self.began: tuple[float, float] | None = None
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.began = (time.thread_time(), time.perf_counter())
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        ended = time.perf_counter()
+        if self.began is not None:  # else it is the step that has added this instrument
+            self.wall = max(self.wall, ended - self.began[1])
+            self.thread = max(self.thread, time.thread_time() - self.began[0])
+
+
+def longest_step(targets: int) -> dict[str, float]:
+    """Return the longest step during some scrapes of so many targets, in ms."""
+    endpoints = make_endpoints(targets)
+    keeper = make_keeper(endpoints)
+    fold_in(keeper, make_work(endpoints, targets))
+    steps = trio.run(time_scrapes, keeper)
+    return {
+        "wall_ms": round(1000 * steps.wall, 2),
+        "thread_ms": round(1000 * steps.thread, 2),
+    }
+
+
+async def time_scrapes(keeper: StatsKeeper) -> LongestStep:
+    prometheus = PrometheusExporter(statistics=[keeper])
+    send, exports = trio.open_memory_channel[EventMetrics](math.inf)
+    with send:
+        for export in keeper.snapshot():
+            send.send_nowait(export)
+    steps = LongestStep()
+    await prometheus.run(exports)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(prometheus.serve, 0)
+        command = [sys.executable, __file__, "get", f"http://{host}:{port}/metrics"]
+        await trio.run_process(command)
+        gc.collect()
+        gc.disable()
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(ROUNDS):
+            await trio.run_process(command)
+        trio.lowlevel.remove_instrument(steps)
+        gc.enable()
+        nursery.cancel_scope.cancel()
+    return steps
+
+
 def main() -> None:
     with ExitStack() as stack:
         ports: list[int] = []
@@ -180,6 +247,9 @@ def main() -> None:
         reach=1.5,
         rounds=rounds,
         detail={
+            "longest step of a scrape": {
+                f"{targets:,} targets": longest_step(targets) for targets in MANY
+            },
             "scrape_ms": round(1000 * sum(e - s for s, e in scrapes) / len(scrapes), 1),
             **{
                 f"{name}_{figure}": round(value, 2)
@@ -228,6 +298,8 @@ if __name__ == "__main__":
         trio.run(echo)
     elif role == "collect":
         collect()
+    elif role == "get":
+        get(*sys.argv[2:])
     elif role == "scrape":
         scrape(*sys.argv[2:])
     else:

@@ -71,7 +71,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_totals, "_STEP", 1)
     monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
     monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
-    monkeypatch.setattr(prometheus, "_STEP", 1)
+    monkeypatch.setattr(prometheus, "_STEP_TIME", 0)
 
 
 def channel(buffer: float = 0) -> tuple[trio.MemorySendChannel, trio.MemoryReceiveChannel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Inexact, localcontext
 
 import pytest
@@ -35,7 +36,7 @@ def resolve(metrics, families=None, now=0.0, **options):
         ("success", 1.5, ("counter", "success", "success", None)),
         ("x_total", 1, ("counter", "x", "x_total", None)),
         ("resp-code", Map("c", {}), ("counter", "resp_code", "resp_code", "c")),
-        ("m", Map("", {}), ("counter", "m", "m", "_")),
+        ("m", Map("код", {}), ("counter", "m", "m", "key")),
         ("m", Map("a-b", {}), ("counter", "m", "m", "a_b")),
         ("size", Gauge(1), ("gauge", "size", "size", None)),
         ("x_total", Gauge(1), ("gauge", "x_total", "x_total", None)),
@@ -47,8 +48,15 @@ def resolve(metrics, families=None, now=0.0, **options):
         ("latency", Map("c", {}), ("counter", "latency_seconds", "latency", "c")),
         ("latency", "low", ("info", "latency", "latency_info", "latency")),
         ("xlatency", 1, ("counter", "xlatency", "xlatency", None)),
-        ("", 1, ("counter", "", "", None)),
-        ("é:1", 1, ("counter", "__1", "__1", None)),
+        ("é:1", 1, ("counter", "1", "1", None)),
+        ("-resp--code_", 1, ("counter", "resp_code", "resp_code", None)),
+        ("total-a-total-b", 1, ("counter", "a_b", "a_b", None)),
+        ("total-x", Gauge(1), ("gauge", "total_x", "total_x", None)),
+        (
+            "seconds-latency",
+            Gauge(1),
+            ("gauge", "seconds_latency", "seconds_latency", None),
+        ),
     ],
 )
 def test_each_metric_has_a_name_of_its_kind(metric, value, expected):
@@ -72,7 +80,7 @@ def test_the_metric_total_is_called_so():
         ("latency", HISTOGRAM, "Distribution of latency over all probe runs, in seconds."),
         ("size", Gauge(1), "Newest size."),
         ("version", "1", "Newest version."),
-        ("\ud83d", "1", r"Newest \ud83d."),
+        ("x\ud83d", "1", r"Newest x\ud83d."),
     ],
 )
 def test_each_family_has_a_help_text(metric, value, help_text):
@@ -231,6 +239,17 @@ def test_a_target_of_which_two_labels_would_have_one_name_is_left_out(caplog):
     ]
 
 
+@pytest.mark.parametrize("value", [1, Gauge(1), HISTOGRAM, "x", Map("c", {})])
+@pytest.mark.parametrize("metric", ["", "ошибки", "_-_"])
+def test_a_metric_of_whose_name_nothing_is_left_is_not_taken_for_another(
+    metric, value, caplog
+):
+    assert resolve({metric: value, "total": 1}).keys() == {"total"}
+    (message,) = caplog.messages
+    assert message.startswith(f"not exported: {metric!r}, a ")
+    assert message.endswith(": its name has no ASCII letter or digit")
+
+
 def test_only_so_many_problems_are_logged(caplog):
     families = Families("probe_")
     for _ in range(2):
@@ -267,17 +286,16 @@ def test_numbers_of_any_class_can_be_told_in_seconds(number):
     ("name", "allowed"),
     [
         ("zone", "zone"),
-        ("_zone9", "_zone9"),
-        ("9zone", "_9zone"),
-        ("a-b.c:d é", "a_b_c_d__"),
-        ("", "_"),
-        ("__name__", "_name__"),
-        ("____", "_"),
-        ("--x", "_x"),
-        ("\u0663", "_"),
+        ("_zone9", "zone9"),
+        ("9zone", "key_9zone"),
+        ("a-b.c:d é", "a_b_c_d"),
+        ("", "key"),
+        ("__name__", "name"),
+        ("зона", "key"),
+        ("\u0663", "key"),
     ],
 )
-def test_labels_get_names_that_prometheus_allows(name, allowed):
+def test_labels_get_names_that_prometheus_allows_and_receivers_of_otlp_leave(name, allowed):
     assert label_name(name) == allowed
 
 
@@ -293,18 +311,42 @@ def test_lone_surrogates_are_escaped():
 def test_labels_are_those_of_the_export_as_far_as_they_are_allowed():
     labels = {"dst": "\ud83d", "9-x": "y"}
     resolved = Families("probe_").resolve(export({}, labels=labels), 0)
-    assert resolved.labels == {"dst": r"\ud83d", "_9_x": "y"}
+    assert resolved.labels == {"dst": r"\ud83d", "key_9_x": "y"}
 
 
 def test_a_series_is_gone_after_three_intervals():
     assert Families("probe_").resolve(export({}, interval=10), 5).gone_at == 35
 
 
+def received_name(family):
+    """Return what a receiver of OTLP that follows Prometheus' naming makes of a name."""
+    words = [word for word in re.split("[^a-zA-Z0-9]", family.otlp_name) if word]
+    if family.in_seconds and "seconds" not in words:
+        words.append("seconds")
+    if family.kind == "counter":
+        if "total" in words:
+            words.remove("total")
+        words.append("total")
+    return "_".join(words)
+
+
+def scraped_name(family):
+    return family.name + {"counter": "_total", "info": "_info"}.get(family.kind, "")
+
+
+# Names of words that receivers of OTLP treat in a way of their own.
+names = st.lists(
+    st.sampled_from(["total", "seconds", "latency", "info", "x", "9", "é", ""]), max_size=4
+).flatmap(lambda words: st.sampled_from("-_.").map(lambda by: by.join(words)))
+
+
 @given(
-    st.lists(st.dictionaries(texts, values(), max_size=5), max_size=5),
+    st.lists(st.dictionaries(names | texts, values(), max_size=5), max_size=5),
     st.floats(1e-9, 1e9),
 )
-def test_whatever_the_metrics_no_two_families_share_a_name(exports, unit):
+def test_whatever_the_metrics_each_has_one_name_of_its_own_scraped_or_by_otlp(
+    exports, unit
+):
     families = Families("probe_")
     found = set()
     for metrics in exports:
@@ -312,3 +354,6 @@ def test_whatever_the_metrics_no_two_families_share_a_name(exports, unit):
             found.add(family)
     names = [name for family in found for name in family.names]
     assert len(set(names)) == len(names)
+    for family in found:
+        assert scraped_name(family) in family.names
+        assert received_name(family) == scraped_name(family)

@@ -199,7 +199,8 @@ def test_lone_surrogates_are_escaped_wherever_they_are():
     lone = "\ud800"
     request = request_of(
         export(
-            {lone: 1, "m": Map("code", {lone: 1}), "v": lone}, labels={"dst": f"x{lone}"}
+            {f"x{lone}": 1, "m": Map("code", {lone: 1}), "v": lone},
+            labels={"dst": f"x{lone}"},
         ),
         resource={lone: lone},
     )

@@ -1,9 +1,19 @@
 """Metric families: what metrics are called in the monitoring systems that we export to.
 
 A family is what Prometheus calls so: all samples of one name, of one kind, with one help
-text. Names that Prometheus could not take are changed to such as it can, for OpenTelemetry
-too, so that a metric has the same name whichever way it takes. Where two metrics, or two
-kinds of one, would have the same name, the first has it; the other is left out, and logged.
+text.
+
+Receivers of OTLP turn names into Prometheus' own by rules of their own, which these are:
+
+    https://github.com/open-telemetry/opentelemetry-collector-contrib/tree/main/pkg/translator/prometheus
+    https://github.com/prometheus/otlptranslator
+
+A name is split into words of ASCII letters and digits, which are joined by single
+underscores. A counter's loses the word "total" wherever it stands, and ends in "_total". A
+unit is appended unless it is one of the words already. Names are given out in a form that
+these rules leave alone, so a metric has one name whether it is scraped or sent by OTLP. Two
+metrics, or two kinds of one metric, that would share a name are found before anything is
+sent: the first has the name, and the other is left out and logged.
 """
 
 from __future__ import annotations
@@ -51,7 +61,7 @@ _HELP: dict[Kind, str] = {
     "info": "Newest {}",
 }
 
-_NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
+_WORD = re.compile("[a-zA-Z0-9]+")
 
 # How many families there may be before those out of use are looked for, and of how many
 # problems it is remembered that they were logged.
@@ -149,6 +159,10 @@ class Families:
 
     def _new_family(self, key: _Key, now: float) -> Family | None:
         family = _family(self.prefix, key, self.help.get(key[0]))
+        if not _WORD.search(key[0]):
+            # It would get the name of `total`, or of another such metric.
+            self.leave_out(f"{family}: its name has no ASCII letter or digit")
+            return None
         if len(self._families) >= self._purge_at:
             for idle in [f for f in self._families.values() if f.used_until <= now]:
                 self._forget(idle)
@@ -191,33 +205,39 @@ def _key(metric: str, value: Value) -> _Key:
 
 def _family(prefix: str, key: _Key, help_text: str | None) -> Family:
     metric, kind, map_name = key
-    name = otlp_name = prefix + _NOT_IN_NAMES.sub("_", metric)
+    words = _WORD.findall(prefix + metric)
+    otlp_words = words
     if help_text is None:
         help_text = _HELP[kind].format(valid_text(metric))
     label = None if map_name is None else label_name(map_name)
     in_seconds = kind != "info" and (
         metric == "latency" or metric.endswith(("-latency", "_latency"))
     )
-    if in_seconds:
-        name += "_seconds"
-        help_text += ", in seconds"
-    elif kind == "counter":
-        name = name.removesuffix("_total")
-    if kind == "histogram":
+    if kind == "counter":
+        # Of several, some receivers remove only the first.
+        words = [word for word in words if word != "total"]
+        # Where names are taken as they are, `probe_total` is better than `probe`.
+        otlp_words = [*words, "total"] if otlp_words[-1] == "total" else words
+    elif kind == "histogram":
         label = "le"
     elif kind == "info":
         label = label_name(metric)
-        otlp_name += "_info"
+        otlp_words = [*words, "info"]
+    if in_seconds:
+        help_text += ", in seconds"
+        if "seconds" not in words:
+            words = [*words, "seconds"]
+    name, otlp_name = "_".join(words), "_".join(otlp_words)
     return Family(key, label, in_seconds, name, otlp_name, f"{help_text}.")
 
 
 @lru_cache
 def label_name(name: str) -> str:
-    """Return `name` as Prometheus allows it."""
-    name = _NOT_IN_NAMES.sub("_", name)
-    if name == "" or name[0].isdigit():
-        name = f"_{name}"
-    return re.sub("^__+", "_", name)  # what begins with two is Prometheus' own
+    """Return `name` as Prometheus allows it, and as receivers of OTLP leave it."""
+    name = "_".join(_WORD.findall(name))
+    if name == "":
+        return "key"
+    return f"key_{name}" if name[0].isdigit() else name
 
 
 def valid_text(text: str) -> str:

@@ -3,10 +3,15 @@
 Theory of operation
 ===================
 
-To render all targets when a scrape comes would hold up the loop, and the probes with it,
-for as long as that takes; a thread would not help, as it shares the GIL. So the samples of
-a target are rendered when its export arrives: a *block* of text for each metric. A scrape
-only puts blocks together, family by family, and some at a time.
+Rendering all targets when a scrape comes would hold up the loop, and the probes with it. A
+thread would not help, as it shares the GIL. So the samples of a target are rendered when
+its export has arrived: a *block* of text for each metric. A scrape takes a snapshot of all
+blocks, which costs the same however many they are, and joins them family by family. No step
+of either takes more than about a millisecond.
+
+Rendering is most of the work. In a busy loop, where steps are rare, exports come faster
+than they can be rendered in such steps. So they are taken first, a hundred in a step; the
+newest of each target waits to be rendered, and what was rendered before is shown meanwhile.
 
 Each connection is served by Hypercorn's Trio worker. Its own server would end, and the
 nursery with it, upon some requests that make no sense.
@@ -17,11 +22,17 @@ thread it is called.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from functools import partial
+from contextlib import ExitStack, suppress
+from functools import lru_cache, partial
+from ipaddress import ip_address
 from itertools import accumulate, chain
+from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVarTuple, cast, final
 
 import attrs
@@ -36,16 +47,21 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ._event_metrics import EventMetrics
-from ._families import Families, Family, Resolved
-from ._newest import Series
+from ._families import Families, Family
+from ._newest import Series, when_gone
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
-from ._values import MAX_NUMBER, Distribution, Gauge, Map, Value, plain_number, quote
+from ._segments import SegmentedDict
+from ._values import Distribution, Gauge, Map, Value, plain_number, quote
 
 _logger = logging.getLogger("trio_statskeeper")
 
-# Targets that are gone through, and bytes that are put together, between two checkpoints:
-# each some tenths of a millisecond.
-_STEP = 500
+# Seconds of work between two checkpoints.
+_STEP_TIME = 0.0007
+
+# Seconds for which a scrape waits until what has arrived is rendered.
+_RENDERING_TIMEOUT = 1.0
+
+# Bytes that are sent at once: some tenths of a millisecond.
 _CHUNK = 2**16
 
 # Seconds after which a scraper that reads nothing of what was sent to it counts as gone.
@@ -57,7 +73,7 @@ _ANSWER_TIMEOUT = 300.0
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 _LAST_EXPORT = "last_export_timestamp_seconds"
-_LAST_EXPORT_HELP = "When the newest export of a keeper was taken, in Unix seconds"
+_LAST_EXPORT_HELP = "When the newest export of a keeper arrived, in Unix seconds"
 
 _PATHS = ("/", "/metrics")
 
@@ -109,7 +125,8 @@ class PrometheusExporter(Collector):
         repr=False,
         default=attrs.Factory(lambda self: _Page("probe_", self.created), takes_self=True),
     )
-    # By the labels ptype and probe: when the newest export was taken.
+    # By the labels ptype and probe: when the newest export arrived. The timestamps of a
+    # keeper are no help: they run ahead of a wall clock that was set back.
     _last_exports: dict[tuple[str, str], float] = attrs.field(
         init=False, repr=False, factory=dict[tuple[str, str], float]
     )
@@ -123,15 +140,23 @@ class PrometheusExporter(Collector):
         """
         page = self._page
         page.use(trio.lowlevel.current_clock())
-        with exports:
-            async for export in exports:
-                page.put(export)
-                labels = export.labels
-                keeper = labels.get("ptype", ""), labels.get("probe", "")
-                if abs(export.timestamp) <= MAX_NUMBER:
-                    self._last_exports[keeper] = export.timestamp
-                await page.drop_gone_at_times()
+        with exports, suppress(trio.EndOfChannel):
+            while True:
+                if page.waiting:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    self._take(await exports.receive())
+                step = _Step()
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while not step.is_half_over:
+                        self._take(exports.receive_nowait())
+                while page.waiting:
+                    page.render_first()
+                    if step.is_over:
+                        break
+        await trio.lowlevel.checkpoint()
 
+    # Where tasks are started, and in what Hypercorn does for us, too.
     @trio.lowlevel.enable_ki_protection
     async def serve(
         self,
@@ -173,24 +198,36 @@ class PrometheusExporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
-        for page in (self._page, *self._own_pages()):
+        *_, own_pages = self._own_pages()
+        for page in (self._page, *own_pages):
             yield from page.metrics()
 
     def describe(self) -> list[Metric]:
         """Return nothing: what there is to export is known only when it comes."""
         return []
 
-    def _own_pages(self) -> tuple[_Page, _Page]:
-        """Return what there is to tell of keepers and probers as of now."""
+    def _own_pages(self) -> Iterator[tuple[_Page, _Page]]:
+        """Fill the pages on keepers and probers; each of the iterator's steps is short."""
         statistics = _Page(PREFIX, self.created, HELP)
+        last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
+        pages = statistics, last_exports
         for observed in self.statistics:
             statistics.put(own_statistics(observed))
-        last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
-        for (ptype, probe), timestamp in list(self._last_exports.items()):
+            statistics.render_first()
+            yield pages
+        for (ptype, probe), arrived in list(self._last_exports.items()):
             labels = {"ptype": ptype, "probe": probe}
-            metrics = {_LAST_EXPORT: Gauge(timestamp)}
-            last_exports.put(EventMetrics(timestamp, timestamp, labels, metrics))
-        return statistics, last_exports
+            metrics = {_LAST_EXPORT: Gauge(arrived)}
+            last_exports.put(EventMetrics(arrived, arrived, labels, metrics))
+            last_exports.render_first()
+            yield pages
+        yield pages
+
+    def _take(self, export: EventMetrics) -> None:
+        self._page.put(export)
+        labels = export.labels
+        keeper = labels.get("ptype", ""), labels.get("probe", "")
+        self._last_exports[keeper] = time.time()
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_stream(
@@ -234,16 +271,26 @@ class PrometheusExporter(Collector):
     async def _send_metrics(self, send: _Send) -> None:
         page = self._page
         page.use(trio.lowlevel.current_clock())
+        with trio.move_on_after(_RENDERING_TIMEOUT):
+            await page.render()
         await page.drop_gone()
+        pages: tuple[_Page, ...] = (page,)
+        step = _Step()
+        for own_pages in self._own_pages():
+            pages = page, *own_pages
+            await step.pause_if_over()
         headers = [(b"content-type", _TEXT)]
-        blocks = [*page.text(), *(text for own in self._own_pages() for text in own.text())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         body = bytearray()
-        for block in chain.from_iterable(blocks):
-            body += block
-            if len(body) >= _CHUNK:
-                await _send_body(send, bytes(body), more=True)
-                body.clear()
+        step = _Step()
+        for blocks in chain.from_iterable(page.text() for page in pages):
+            for block in blocks:
+                body += block
+                if len(body) >= _CHUNK:
+                    await _send_body(send, bytes(body), more=True)
+                    body.clear()
+                    step = _Step()
+            await step.pause_if_over()
         await _send_body(send, bytes(body), more=False)
 
 
@@ -308,19 +355,59 @@ trio.lowlevel.enable_ki_protection(
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    """Listen on all addresses of the host, or on a free port of the first."""
     try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
+        addresses = await _addresses(host)
+        # A port that is free may be another for each address.
+        return await _open_listeners(addresses, port, at_most=1 if port == 0 else None)
     except OSError as error:
         raise OSError(
             error.errno, f"can't listen on {host}:{port}: {error.strerror}"
         ) from None
     except UnicodeError as error:  # what can't be the name of a host at all
         raise OSError(f"can't listen on {host}:{port}: {error}") from None
-    # A port that is free may be another for each of the host's addresses.
-    for further in listeners[1:] if port == 0 else ():
-        further.socket.close()
-        listeners.remove(further)
+
+
+async def _open_listeners(  # noqa: ASYNC910  # there is an address
+    addresses: list[str], port: int, at_most: int | None
+) -> list[trio.SocketListener]:
+    listeners: list[trio.SocketListener] = []
+    with ExitStack() as on_error:
+        for address in addresses:
+            try:
+                opened = await trio.open_tcp_listeners(port, host=address)
+            except OSError as error:
+                # Of IPv4 and IPv6, the system may have only one.
+                if error.errno != errno.EAFNOSUPPORT or (
+                    address == addresses[-1] and not listeners
+                ):
+                    raise
+                continue
+            for listener in opened:
+                on_error.callback(listener.socket.close)
+            listeners += opened
+            if len(listeners) == at_most:
+                break
+        on_error.pop_all()
     return listeners
+
+
+async def _addresses(host: str) -> list[str]:  # noqa: ASYNC910  # only names take a lookup
+    """Return the addresses of a host: itself, if it is one.
+
+    Lookups of probes may hold all threads of Trio's default limiter for as long as a name
+    server does not answer.
+    """
+    with suppress(ValueError):
+        ip_address(host)
+        return [host]
+    found = await trio.to_thread.run_sync(
+        partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM),
+        thread_name=f"looking up {host}",
+        abandon_on_cancel=True,
+        limiter=trio.CapacityLimiter(1),
+    )
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @trio.lowlevel.enable_ki_protection
@@ -333,18 +420,43 @@ async def _close_upon_cancellation(streams: set[trio.SocketStream]) -> None:
             stream.socket.close()
 
 
-@attrs.frozen(eq=False)
-class _Target:
-    """The newest export of a target."""
+@attrs.define(eq=False)
+class _Step:
+    """A step of work, which began now."""
 
-    resolved: Resolved
-    labels: Mapping[str, str]
-    """Those of the export itself."""
+    _ends: float = attrs.field(init=False, factory=lambda: perf_counter() + _STEP_TIME)
+
+    @property
+    def is_over(self) -> bool:
+        return perf_counter() >= self._ends
+
+    @property
+    def is_half_over(self) -> bool:
+        return perf_counter() >= self._ends - _STEP_TIME / 2
+
+    async def pause_if_over(self) -> None:  # noqa: ASYNC910
+        """If it is over, let others run, and begin another one."""
+        if self.is_over:
+            await trio.lowlevel.checkpoint()
+            self._ends = perf_counter() + _STEP_TIME
+
+
+@attrs.define(eq=False)
+class _Target:
+    """A target as it was rendered last."""
+
+    metrics: list[tuple[Family, Value]]
+    labels: dict[str, str]
+    """As Prometheus has them."""
+    exported_labels: Mapping[str, str]
+    """As the export has them."""
     start_timestamp: float
+    gone_at: float
+    """When it is gone unless it comes again, in seconds of Trio's clock."""
 
     @property
     def families(self) -> list[Family]:
-        return [family for family, _ in self.resolved.metrics]
+        return [family for family, _ in self.metrics]
 
 
 @attrs.define(eq=False)
@@ -354,11 +466,13 @@ class _Page:
     _prefix: str
     _created: bool
     _help: Mapping[str, str] = attrs.field(factory=dict[str, str])
-    _targets: dict[Series, _Target] = attrs.field(init=False, factory=dict[Series, _Target])
+    _targets: SegmentedDict[_Target] = attrs.field(
+        init=False, factory=SegmentedDict[_Target]
+    )
     # By family, for a page must have its samples together, and whether they are those that
     # tell when it was created: in this format, these are a family of their own.
-    _blocks: dict[tuple[Family, bool], dict[Series, bytes]] = attrs.field(
-        init=False, factory=dict[tuple[Family, bool], dict[Series, bytes]]
+    _blocks: dict[tuple[Family, bool], SegmentedDict[bytes]] = attrs.field(
+        init=False, factory=dict[tuple[Family, bool], SegmentedDict[bytes]]
     )
     _families: Families = attrs.field(
         init=False,
@@ -367,15 +481,21 @@ class _Page:
         ),
     )
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
-    # How many exports were put here since it was looked for targets that are gone.
-    _puts: int = attrs.field(init=False, default=0)
+    # The newest exports that are to be rendered, by their labels, and when they came.
+    waiting: OrderedDict[Series, tuple[EventMetrics, float]] = attrs.field(
+        init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
+    )
+    # Targets that are to be looked at, whether they are gone: the rest of a segment.
+    _looked_at: Iterator[tuple[Series, _Target]] = attrs.field(init=False, default=iter(()))
+    _segment: int = attrs.field(init=False, default=0)
 
     def use(self, clock: trio.abc.Clock) -> None:
         """Take the time from `clock`; what came by another one is gone."""
         if clock is not self._clock:
             self._clock = clock
-            self._targets.clear()
-            self._blocks.clear()
+            self._targets = SegmentedDict()
+            self._blocks = {}
+            self.waiting.clear()
             self._families = Families(self._prefix, self._help)
 
     @property
@@ -384,100 +504,151 @@ class _Page:
         return 0.0 if self._clock is None else self._clock.current_time()
 
     def put(self, export: EventMetrics) -> None:
-        """Put `export` in place of the target's last one."""
-        now = self._now
-        resolved = self._families.resolve(export, now)
-        target = _Target(resolved, export.labels, export.start_timestamp)
-        # To Prometheus, a label that is empty is none.
-        series = frozenset(label for label in resolved.labels.items() if label[1])
+        """Have `export` rendered; until then, what was rendered of its target stays."""
+        self.waiting[frozenset(export.labels.items())] = export, self._now
+
+    async def render(self) -> None:  # noqa: ASYNC910  # few exports take no step
+        """Render what waits."""
+        step = _Step()
+        while self.waiting:
+            self.render_first()
+            await step.pause_if_over()
+
+    def render_first(self) -> None:
+        """Render the export that waits longest, in place of the target's last one."""
+        _, (export, arrived) = self.waiting.popitem(last=False)
+        resolved = self._families.resolve(export, arrived)
+        labels = resolved.labels
+        target = _Target(
+            resolved.metrics,
+            labels,
+            export.labels,
+            export.start_timestamp,
+            resolved.gone_at,
+        )
+        series = _series(labels)
         last = self._targets.get(series)
         if last is not None:
-            if last.labels != export.labels and last.resolved.gone_at > now:
+            if last.exported_labels != export.labels and last.gone_at > arrived:
                 self._families.leave_out(
                     f"labels {quote(dict(export.labels))}: they become those of "
-                    f"{quote(dict(last.labels))}"
+                    f"{quote(dict(last.exported_labels))}"
                 )
                 return
             if last.families != target.families:
                 self._drop(series)
-        labels = ",".join(f'{n}="{_escaped(v)}"' for n, v in resolved.labels.items())
-        blocks = [
-            (family, created, _block(family, labels, samples))
-            for family, value in resolved.metrics
-            for created, samples in self._samples_of(target, family, value)
-        ]
-        self._targets[series] = target
-        for family, created, block in blocks:
-            self._blocks.setdefault((family, created), {})[series] = block
-        self._puts += 1
+        text = ",".join(f'{n}="{_escaped(v)}"' for n, v in labels.items())
+        self._targets.set(series, target)
+        for family, value in resolved.metrics:
+            self._set_block(series, family, False, _block(family, text, value))
+            if self._created and family.kind in ("counter", "histogram"):
+                samples = _created(value, export.start_timestamp)
+                self._set_block(series, family, True, _lines(family, text, samples))
+        self._drop_some_gone(arrived)
 
-    async def drop_gone_at_times(self) -> None:  # noqa: ASYNC910  # as `drop_gone`
-        """Do so after as many exports as there are targets: that takes no time."""
-        if self._puts > len(self._targets):
-            await self.drop_gone()
+    def _set_block(
+        self, series: Series, family: Family, created: bool, block: bytes
+    ) -> None:
+        key = family, created
+        if not block:  # a map may be empty
+            self._discard(series, family, created)
+        elif key in self._blocks:
+            self._blocks[key].set(series, block)
+        else:
+            self._blocks[key] = SegmentedDict()
+            self._blocks[key].set(series, block)
+
+    def _drop_some_gone(self, now: float) -> None:
+        """Look at two targets for each that is rendered: at all, again and again."""
+        for _ in range(2):
+            looked_at = next(self._looked_at, None)
+            if looked_at is None:
+                self._looked_at = iter(self._targets.segment(self._segment))
+                self._segment += 1
+            else:
+                self._drop_if_gone(*looked_at, now)
 
     async def drop_gone(self) -> None:  # noqa: ASYNC910  # few targets take no step
         """Drop the targets that are gone."""
-        self._puts = 0
-        for number, series in enumerate(list(self._targets), 1):
-            target = self._targets.get(series)
-            if target is not None and target.resolved.gone_at <= self._now:
-                self._drop(series)
-            if number % _STEP == 0:
-                await trio.lowlevel.checkpoint()
+        now = self._now
+        step = _Step()
+        for segment in self._targets.snapshot():
+            for series, target in segment.items():
+                self._drop_if_gone(series, target, now)
+                await step.pause_if_over()
+
+    def _drop_if_gone(self, series: Series, target: _Target, now: float) -> None:
+        if self._is_gone(target, now) and self._targets.get(series) is target:
+            self._drop(series)
+
+    def _is_gone(self, target: _Target, now: float) -> bool:
+        if target.gone_at > now:
+            return False
+        waiting = self.waiting.get(frozenset(target.exported_labels.items()))
+        if waiting is None:
+            return True
+        # It has come, though it is not rendered yet.
+        target.gone_at = when_gone(*waiting)
+        for family in target.families:
+            family.used_until = max(family.used_until, target.gone_at)
+        return target.gone_at <= now
 
     def _drop(self, series: Series) -> None:
-        for family in self._targets.pop(series).families:
-            for key in (family, False), (family, True):
-                blocks = self._blocks.get(key)
-                if blocks is not None:
-                    del blocks[series]
-                    if not blocks:
-                        del self._blocks[key]
+        for family in self._targets.remove(series).families:
+            for created in False, True:
+                self._discard(series, family, created)
 
-    def text(self) -> list[list[bytes]]:
-        """Return the text of a scrape as it is now, in pieces."""
+    def _discard(self, series: Series, family: Family, created: bool) -> None:
+        blocks = self._blocks.get((family, created))
+        if blocks is not None and blocks.get(series) is not None:
+            blocks.remove(series)
+            if not blocks:
+                del self._blocks[family, created]
+
+    def text(self) -> Iterator[Iterable[bytes]]:
+        """Yield the text of a scrape, as it was at the first step; the steps are short.
+
+        A target's metrics are of one export, whatever comes meanwhile.
+        """
         now = self._now
-        return [
-            [_heading(family, created), *blocks.values()]
-            for (family, created), blocks in self._blocks.items()
-            # Maps may be empty; and what is just gone may have another's name.
-            if any(blocks.values()) and family.used_until > now
+        families = [
+            (key, blocks.snapshot())
+            for key, blocks in self._blocks.items()
+            if key[0].used_until > now  # what is just gone may have another's name
         ]
+        for key, segments in families:
+            yield [_heading(*key)]
+            for segment in segments:
+                yield segment.values()
 
     def metrics(self) -> Iterable[Metric]:
         """Return the same for `prometheus_client`; from any thread."""
         metrics: dict[Family, Metric] = {}
-        targets = list(self._targets.values())
+        targets = self._targets.values()
         now = self._now
         for target in targets:
-            if target.resolved.gone_at <= now:
+            if self._is_gone(target, now):
                 continue
-            for family, value in target.resolved.metrics:
-                samples = list(
-                    chain.from_iterable(
-                        samples for _, samples in self._samples_of(target, family, value)
-                    )
-                )
+            for family, value in target.metrics:
+                samples = _samples(value)
+                if self._created and family.kind in ("counter", "histogram"):
+                    samples += _created(value, target.start_timestamp)
                 if isinstance(value, Map):
                     # OpenMetrics wants those of each key together.
                     samples.sort(key=lambda sample: sample[1] or "")
                 for suffix, text, number in samples:
                     if family not in metrics:
                         metrics[family] = Metric(family.name, family.help, family.kind)
-                    labels = target.resolved.labels
+                    labels = target.labels
                     if text is not None and family.label is not None:
                         labels = {**labels, family.label: text}
                     metrics[family].add_sample(family.name + suffix, labels, number)
         return metrics.values()
 
-    def _samples_of(
-        self, target: _Target, family: Family, value: Value
-    ) -> Iterator[tuple[bool, list[_Sample]]]:
-        yield False, _samples(value)
-        if self._created and family.kind in ("counter", "histogram"):
-            texts = value.values if isinstance(value, Map) else (None,)
-            yield True, [("_created", text, target.start_timestamp) for text in texts]
+
+def _series(labels: Mapping[str, str]) -> Series:
+    # To Prometheus, a label that is empty is none.
+    return frozenset(label for label in labels.items() if label[1])
 
 
 def _samples(value: Value) -> list[_Sample]:
@@ -498,8 +669,33 @@ def _samples(value: Value) -> list[_Sample]:
     return [("_total", None, value)]
 
 
-def _block(family: Family, labels: str, samples: list[_Sample]) -> bytes:
-    """Return the lines of one target."""
+def _created(value: Value, start: float) -> list[_Sample]:
+    texts = value.values if isinstance(value, Map) else (None,)
+    return [("_created", text, start) for text in texts]
+
+
+def _block(family: Family, labels: str, value: Value) -> bytes:
+    """Return the lines of one target, which are many for a histogram."""
+    if not isinstance(value, Distribution):
+        return _lines(family, labels, _samples(value))
+    between = _between_labels(family.name, value.bounds, bool(labels))
+    counts = [*accumulate(value.bucket_counts)]
+    text = labels.replace("%", "%%").join(between)
+    return (text % (*counts, _number(value.sum), counts[-1])).encode()
+
+
+# A histogram's lines are the same for all targets but for labels and numbers.
+@lru_cache
+def _between_labels(name: str, bounds: tuple[float, ...], has_labels: bool) -> list[str]:
+    comma = "," if has_labels else ""
+    ends = [f'{comma}le="{le}"}} %s\n' for le in (*map(repr, bounds), "+Inf")]
+    starts = [f"{name}_bucket{{"] * len(ends)
+    starts += f"{name}_sum{{", f"{name}_count{{"
+    ends += "} %s\n", "} %s\n"
+    return [a + b for a, b in zip(["", *ends], [*starts, ""], strict=True)]
+
+
+def _lines(family: Family, labels: str, samples: list[_Sample]) -> bytes:
     name = family.name
     further = f"{labels},{family.label}" if labels else family.label
     lines = [

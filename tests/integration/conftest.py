@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import real_servers
-from real_servers import OtlpReceiver, Prometheus, free_port
+from real_servers import OtlpReceiver, Prometheus, VictoriaMetrics, free_port
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,14 @@ def prometheus_programs():
 @pytest.fixture(scope="session")
 def mockotlpserver():
     return real_servers.find_mockotlpserver()
+
+
+@pytest.fixture(scope="session")
+def victoria_metrics(tmp_path_factory):
+    program = real_servers.find_victoria_metrics()
+    folder = tmp_path_factory.mktemp("victoria-metrics")
+    with VictoriaMetrics(program, folder) as victoria_metrics:
+        yield victoria_metrics
 
 
 @pytest.fixture

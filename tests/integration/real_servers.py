@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from pprint import pformat
@@ -52,6 +54,17 @@ def find_mockotlpserver() -> Path:
     return folder
 
 
+def find_victoria_metrics() -> Path:
+    """Return the program, which Debian has from its next release on."""
+    program = shutil.which("victoria-metrics")
+    if program:
+        return Path(program)
+    folder = CACHE / "victoria-metrics"
+    unpack_it = partial(unpack, "victoria-metrics", release="forky")
+    ensure(folder, unpack_it, by_hand="apt-get install victoria-metrics")
+    return folder / "usr/bin/victoria-metrics"
+
+
 def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
     if folder.exists():
         return
@@ -72,19 +85,43 @@ def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
 
 
 def unpack_prometheus(folder: Path) -> None:
-    """Unpack Debian's package; installing it needs root, and starts a service."""
+    unpack("prometheus", folder)
+
+
+def unpack(package: str, folder: Path, release: str | None = None) -> None:
+    """Unpack a package of Debian's; installing it needs root, and may start a service.
+
+    With a release, it is that of another release than this machine's.
+    """
     with TemporaryDirectory() as downloads:
-        download = ("apt-get", "download", "prometheus")
-        if run(*download, cwd=downloads):
+        download = ("apt-get", "download", package)
+        if release or run(*download, cwd=downloads):
             # The package lists are missing or old; own ones need no root either.
             own = ("-o", f"Dir::State={downloads}", "-o", f"Dir::Cache={downloads}")
             # Else apt, run by root, is another user, who may not write to a private folder.
             own += ("-o", "APT::Sandbox::User=root")
+            if release:
+                own += ("-o", "Dir::Etc::SourceParts=/dev/null")
+                own += ("-o", f"Dir::Etc::SourceList={downloads}/sources.list")
+                key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+                source = f"deb [signed-by={key}] {debian_mirror()} {release} main\n"
+                Path(downloads, "sources.list").write_text(source)
             # It may fail for some other source; what counts is the download.
             run("apt-get", *own, "update", cwd=downloads)
             must_run(*download, *own, cwd=downloads)
-        [package] = Path(downloads).glob("prometheus_*.deb")
-        must_run("dpkg", "-x", package, folder)
+        [archive] = Path(downloads).glob(f"{package}_*.deb")
+        must_run("dpkg", "-x", archive, folder)
+
+
+def debian_mirror() -> str:
+    """Return where this machine has Debian from."""
+    for sources in sorted(Path("/etc/apt").glob("sources.list*/*")):
+        found = re.search(
+            r"^URIs: *(\S+)|^deb .*?(http\S+)", sources.read_text(), re.MULTILINE
+        )
+        if found and "debian" in (mirror := found[1] or found[2]):
+            return mirror
+    return "http://deb.debian.org/debian"
 
 
 def run(*command: str | Path, cwd: str | None = None) -> int:
@@ -434,3 +471,46 @@ def with_integers(name: str, value: Any) -> Any:
     if name == "bucketCounts":
         return [int(count) for count in value]
     return value
+
+
+class VictoriaMetrics(Server):
+    """A receiver of OTLP at `endpoint` that gives metrics the names that Prometheus has."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        super().__init__()
+        self._program = program
+        self._folder = folder
+
+    def _command(self):
+        return [
+            self._program,
+            f"-httpListenAddr=127.0.0.1:{self.port}",
+            f"-storageDataPath={self._folder}",
+            "-opentelemetry.usePrometheusNaming",
+            "-search.latencyOffset=0s",
+            "-loggerLevel=ERROR",
+        ], None
+
+    def _is_ready(self):
+        return get(self.port, "/health", timeout=1)[0] == 200
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/opentelemetry/v1/metrics"
+
+    def wait_for(self, selector: str, count: int) -> list[dict[str, str]]:
+        """Wait for as many series, and return their labels, `__name__` among them."""
+        return self._wait_for(
+            selector,
+            lambda: self._series(selector),
+            lambda found: len(found) >= count,
+            timeout=10,
+        )
+
+    def _series(self, selector: str) -> list[dict[str, str]]:
+        # What was received just before is found only after this.
+        assert get(self.port, "/internal/force_flush")[0] == 200
+        query = urlencode({"match[]": selector})
+        status, body = get(self.port, f"/api/v1/export?{query}")
+        assert status == 200, body
+        return [json.loads(line)["metric"] for line in body.splitlines()]

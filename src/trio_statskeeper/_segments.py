@@ -1,0 +1,99 @@
+"""A dict that can be listed at once, however large, and goes on changing meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Generic, TypeAlias, TypeVar
+
+import attrs
+
+from ._newest import Series
+
+V = TypeVar("V")
+
+# Keys of a segment: to copy it takes some microseconds.
+_SIZE = 500
+
+_MIN_HASH, _MAX_HASH = -sys.maxsize - 1, sys.maxsize
+
+# The lowest hash of its keys, whose it is, and its part of the dict.
+_Segment: TypeAlias = tuple[int, object, dict[Series, V]]
+
+
+@attrs.define(eq=False)
+class SegmentedDict(Generic[V]):
+    """Values by series, in segments that are copied when they change after a snapshot.
+
+    To list 100,000 values takes milliseconds, and a dict that is gone through step by step
+    must not change in between. So each segment has the keys of a range of hashes, and is
+    split when it is full.
+    """
+
+    # Replaced, never changed: a snapshot has the list as it was.
+    _segments: list[_Segment[V]] = attrs.field(init=False)
+    # A new one after each snapshot: segments of earlier ones may be part of a snapshot.
+    _owner: object = attrs.field(init=False, factory=object)
+    _len: int = attrs.field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._segments = [(_MIN_HASH, self._owner, {})]
+
+    def __len__(self) -> int:
+        return self._len
+
+    def get(self, series: Series) -> V | None:
+        return self._segments[self._index(series)][2].get(series)
+
+    def set(self, series: Series, value: V) -> None:
+        index = self._index(series)
+        segment = self._own(index)
+        before = len(segment)
+        segment[series] = value
+        self._len += len(segment) - before
+        if len(segment) > _SIZE:
+            self._split(index)
+
+    def remove(self, series: Series) -> V:
+        value = self._own(self._index(series)).pop(series)
+        self._len -= 1
+        return value
+
+    def snapshot(self) -> Iterable[Mapping[Series, V]]:
+        """Return all that there is now, segment by segment: it never changes."""
+        self._owner = object()
+        return (segment for _, _, segment in self._segments)
+
+    def values(self) -> list[V]:
+        """Return all values there are now; from any thread."""
+        segments = self._segments
+        return [value for _, _, segment in segments for value in [*segment.values()]]
+
+    def segment(self, number: int) -> list[tuple[Series, V]]:
+        """Return what a segment has now. Their numbers begin again after the last."""
+        return [*self._segments[number % len(self._segments)][2].items()]
+
+    def _index(self, series: Series) -> int:
+        return bisect_left(self._segments, (hash(series) + 1,)) - 1
+
+    def _own(self, index: int) -> dict[Series, V]:
+        """Return a segment that may be changed."""
+        start, owner, segment = self._segments[index]
+        if owner is not self._owner:
+            segment = segment.copy()
+            self._replace(index, (start, self._owner, segment))
+        return segment
+
+    def _split(self, index: int) -> None:
+        start, owner, segment = self._segments[index]
+        following = self._segments[index + 1 : index + 2]
+        end = following[0][0] if following else _MAX_HASH + 1
+        middle = (start + end) // 2
+        if middle > start:  # else all keys have the same hash
+            low = {key: segment[key] for key in segment if hash(key) < middle}
+            high = {key: segment[key] for key in segment if hash(key) >= middle}
+            self._replace(index, (start, owner, low), (middle, owner, high))
+
+    def _replace(self, index: int, *segments: _Segment[V]) -> None:
+        self._segments = [*self._segments[:index], *segments, *self._segments[index + 1 :]]

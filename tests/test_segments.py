@@ -1,0 +1,53 @@
+"""The dict of which a snapshot takes no time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_statskeeper import _segments
+from trio_statskeeper._segments import SegmentedDict
+
+
+class Series(frozenset):
+    """A series whose hash can be chosen."""
+
+    def __hash__(self):
+        (label,) = self
+        return label[0]
+
+
+hashes = st.integers(-(2**61), 2**61) | st.integers(-3, 3)
+keys = st.builds(lambda *label: Series([label]), hashes, st.sampled_from("ab"))
+changes = st.lists(st.tuples(keys, st.integers() | st.none()), max_size=60)
+
+
+@given(changes, st.integers(0, 60), st.integers(1, 4))
+def test_it_is_a_dict_and_a_snapshot_stays_as_it_was(changes, snapshot_at, size):
+    _segments._SIZE = size
+    segmented, model = SegmentedDict(), {}
+    snapshot, then = segmented.snapshot(), {}
+    for number, (series, value) in enumerate(changes):
+        if number == snapshot_at:
+            snapshot, then = segmented.snapshot(), model.copy()
+        if value is not None:
+            segmented.set(series, value)
+            model[series] = value
+        elif series in model:
+            assert segmented.remove(series) == model.pop(series)
+        assert segmented.get(series) == model.get(series)
+        assert len(segmented) == len(model)
+    listed = [item for segment in snapshot for item in segment.items()]
+    assert len(listed) == len(then)
+    assert dict(listed) == then
+    assert sorted(segmented.values()) == sorted(model.values())
+
+
+def test_however_large_it_is_no_segment_is():
+    segmented = SegmentedDict()
+    for number in range(20_000):
+        segmented.set(frozenset({("dst", str(number))}), number)
+    sizes = [len(segment) for segment in segmented.snapshot()]
+    assert sum(sizes) == 20_000
+    assert max(sizes) <= 500
+    assert sum(len(segmented.segment(n)) for n in range(len(sizes))) == 20_000

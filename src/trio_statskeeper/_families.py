@@ -18,7 +18,6 @@ sent: the first has the name, and the other is left out and logged.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from ._event_metrics import EventMetrics
+from ._log import logger
 from ._newest import when_gone
 from ._values import (
     MAX_NUMBER,
@@ -43,8 +43,6 @@ from ._values import (
 )
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # What the samples of a family add to its name. The name itself is taken, too.
 _SUFFIXES: dict[Kind, tuple[str, ...]] = {
@@ -188,9 +186,9 @@ class Families:
         """Log what is not exported: each problem once, and only so many."""
         if what not in self._logged and len(self._logged) < _MEMORY:
             self._logged.add(what)
-            _logger.warning("not exported: %s%s", what, detail)
+            logger.warning("not exported: %s%s", what, detail)
             if len(self._logged) == _MEMORY:
-                _logger.warning("not exported: further problems are not logged")
+                logger.warning("not exported: further problems are not logged")
 
 
 def _key(metric: str, value: Value) -> _Key:

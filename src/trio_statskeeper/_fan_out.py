@@ -17,7 +17,6 @@ A task for each output waits until there is room in a full buffer, and fills it.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -29,10 +28,9 @@ import attrs
 import trio
 
 from ._event_metrics import EventMetrics
-from ._newest import Newest
+from ._log import logger
+from ._newest import Newest, arrival_of
 from ._nursery import open_flat_nursery
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # What an output is: an async function that receives exports until they end.
 Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[object]]
@@ -114,8 +112,9 @@ async def _receive(
         pause_at = perf_counter() + _STEP
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
+                arrival = arrival_of(export)
                 for feed in feeds:
-                    feed.waiting.put(export)
+                    feed.waiting.put(export, arrival)
                 if perf_counter() >= pause_at:
                     break
                 export = exports.receive_nowait()
@@ -194,7 +193,7 @@ class _Feed:
         """Keep nothing more for the output, if it has not got everything."""
         if self in self._active:
             self.close()
-            _logger.warning(
+            logger.warning(
                 "%s: %s before the exports ended; it gets no more", self.name, why
             )
             if not self._active:

@@ -33,6 +33,16 @@ def _series(export: EventMetrics) -> Series:
     return frozenset(export.labels.items())
 
 
+Arrival: TypeAlias = tuple[Series, float, float]
+"""The series of an export, when it came, and when it is stale."""
+
+
+def arrival_of(export: EventMetrics) -> Arrival:
+    """Return what queues need to know of `export`, which came now."""
+    now = trio.current_time()
+    return _series(export), now, when_gone(export, now)
+
+
 @attrs.define(eq=False)
 class Newest:
     """Exports that wait; a newer one replaces the older one of its series.
@@ -59,11 +69,11 @@ class Newest:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, export: EventMetrics) -> None:
-        self._last_put = trio.current_time()
-        series = _series(export)
+    def put(self, export: EventMetrics, arrival: Arrival | None = None) -> None:
+        """Add an export; its arrival need not be computed for each of several queues."""
+        series, self._last_put, stale_at = arrival or arrival_of(export)
         self._waiting[series] = export
-        self._stale_at[series] = when_gone(export, self._last_put)
+        self._stale_at[series] = stale_at
         # Two for each that comes: all are checked, again and again.
         for checked in list(islice(self._stale_at, 2)):
             self._stale_at.move_to_end(checked)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import cast
 
 import trio
 
-_logger = logging.getLogger("trio_statskeeper")
+from ._log import logger
 
 
 @asynccontextmanager
@@ -34,7 +33,7 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
     if others is not None:
         chosen = min(others.exceptions, key=lambda error: isinstance(error, Exception))
         for other in (e for e in others.exceptions if type(e) is not type(chosen)):
-            _logger.error("another exception in the same nursery", exc_info=other)
+            logger.error("another exception in the same nursery", exc_info=other)
     try:
         raise chosen
     finally:

@@ -33,6 +33,7 @@ import trio
 
 from ._event_metrics import EventMetrics
 from ._families import Families
+from ._log import logger
 from ._newest import Newest, when_gone
 from ._nursery import open_flat_nursery
 from ._otlp_http import Client, Problem
@@ -40,8 +41,6 @@ from ._otlp_request import Request
 from ._own_statistics import HELP, PREFIX, Observed, own_statistics
 from ._receiving import receive_batch
 from ._values import quote
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # Exports that are received in one step, and sent ones that are removed in one.
 _BATCH = 200
@@ -361,7 +360,7 @@ class Delivery:
 
     def _log(self, level: int, about: str | None, message: str) -> None:
         subject = f"{about}: " if about else ""
-        _logger.log(level, "collector %s: %s%s", self.name, subject, message)
+        logger.log(level, "collector %s: %s%s", self.name, subject, message)
 
 
 def _keeper(export: EventMetrics) -> tuple[str, str]:

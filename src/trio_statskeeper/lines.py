@@ -19,7 +19,6 @@ the file is opened again, and what is kept is written.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -34,12 +33,11 @@ import trio
 
 from ._event_metrics import EventMetrics
 from ._json import from_json, to_json
+from ._log import logger
 from ._newest import Newest
 from ._receiving import receive_batch
 
 __all__ = ["from_json", "to_json", "write_lines"]
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # Characters of a batch that is complete, whatever else waits: some hundred lines.
 _BATCH = 2**17
@@ -173,18 +171,18 @@ class _Outage:
         why = cause.strerror or repr(cause)
         if why not in self._logged:
             self._logged.add(why)
-            _logger.warning("%s: %s; retrying", self.name, why)
+            logger.warning("%s: %s; retrying", self.name, why)
 
     def log_recovery(self) -> None:
         lost = self._received - self._written
         if lost:
-            _logger.warning("%s: recovered; %d exports were lost", self.name, lost)
+            logger.warning("%s: recovered; %d exports were lost", self.name, lost)
         else:
-            _logger.info("%s: recovered", self.name)
+            logger.info("%s: recovered", self.name)
 
     def log_end(self) -> None:
         lost = self._received - self._written
-        _logger.warning("%s: not recovered; %d exports were lost", self.name, lost)
+        logger.warning("%s: not recovered; %d exports were lost", self.name, lost)
 
 
 @attrs.define(eq=False)
@@ -386,7 +384,7 @@ class _File:
             self.file.close()
         except OSError as error:
             # Network file systems report only now that there was no room.
-            _logger.warning(
+            logger.warning(
                 "%s: %s when closed; the last lines may be lost", self.path, error.strerror
             )
 

@@ -23,7 +23,6 @@ thread it is called.
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import time
 from collections import OrderedDict
@@ -48,12 +47,11 @@ from prometheus_client.registry import Collector
 
 from ._event_metrics import EventMetrics
 from ._families import Families, Family
+from ._log import logger
 from ._newest import Series, when_gone
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._segments import SegmentedDict
 from ._values import Distribution, Gauge, Map, Value, plain_number, quote
-
-_logger = logging.getLogger("trio_statskeeper")
 
 # Seconds of work between two checkpoints.
 _STEP_TIME = 0.0007
@@ -247,7 +245,7 @@ class PrometheusExporter(Collector):
             error = cast("BaseException | None", group.split(trio.Cancelled)[1])
             if not isinstance(error, Exception):
                 raise
-            _logger.warning("a connection for metrics failed: %r", error)
+            logger.warning("a connection for metrics failed: %r", error)
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             streams.discard(stream)
@@ -321,7 +319,7 @@ class _Config(Config):
     """Hypercorn's configuration."""
 
     include_server_header = False
-    errorlog = _logger
+    errorlog = logger.logger
     # Seconds for a first request, and until the next.
     keep_alive_timeout = 5.0
     # Seconds in which nothing comes from the client, as while it reads a long answer. A

@@ -77,9 +77,11 @@ def test_a_probers_statistics_are_metrics_too():
         "prober_results_sent": 0,
         "prober_runs_late": 0,
         "prober_runs_missed": 0,
+        "prober_runs_stuck": Gauge(0),
         "prober_duplicates": 0,
         "prober_targets": Gauge(0),
         "prober_running": Gauge(0),
+        "prober_loop_lag": Gauge(0),
     }
 
 

@@ -339,7 +339,8 @@ class Probing:
         return [Endpoint(key) for key in listed]
 
     async def probe(self, endpoint: Endpoint) -> None:
-        await trio.sleep({"a": 0.1, "b": 0.3, "c": 9, "d": 0.05}[endpoint.key])
+        with trio.CancelScope(shield=endpoint.key == "c"):  # which gets stuck
+            await trio.sleep({"a": 0.1, "b": 0.3, "c": 0.6, "d": 0.05}[endpoint.key])
         if endpoint.key == "d":
             raise OSError("no route")
 

@@ -33,17 +33,26 @@ HELP = {
     "prober_results_sent": "Probe runs whose result was sent",
     "prober_runs_late": "Probe runs that began late by more than a tenth of the timeout",
     "prober_runs_missed": "Probe runs that were left out",
+    "prober_runs_stuck": "Probe runs whose probe ignores that their time is up",
     "prober_duplicates": "Targets with the key of an earlier one, as for the keeper",
     "prober_targets": "Targets that are probed now",
     "prober_running": "Probes that are running now",
+    "prober_loop_lag_seconds": "Seconds that the newest wake-up of the prober came late",
 }
 
 _GAUGES = frozenset(
-    ("targets_held", "clock_behind_seconds", "prober_targets", "prober_running")
+    (
+        "targets_held",
+        "clock_behind_seconds",
+        "prober_runs_stuck",
+        "prober_targets",
+        "prober_running",
+        "prober_loop_lag_seconds",
+    )
 )
 
 # Fields whose metrics have their unit in their name.
-_IN_SECONDS = frozenset(("clock_behind",))
+_IN_SECONDS = frozenset(("clock_behind", "loop_lag"))
 
 # No keeper or prober has counted anything before.
 _NOTHING_COUNTED_AT = time.time()

@@ -3,27 +3,41 @@
 Theory of operation
 ===================
 
-`Prober.run` goes through the targets once per interval, in the order of their places within
-it, and starts a task for each run that is due. At the beginning of each interval it asks
-for the targets: those that are new get a place, those that are gone are cancelled, the
-others are not touched.
+`Prober.run` goes through the targets once per interval, in the order of their offsets
+within it, and starts a task for each run that is due. At the beginning of each interval it
+asks for the targets: new ones get an offset, delisted ones are cancelled, the others are
+not touched.
 
 A run's task (`_run`) waits until the run may begin, has the probe measured, and sends the
-result. What it waits for, before and after, is no part of the latency. While a target has
+result. What it waits for, before and after, is not part of the latency. While a target has
 a run that could not begin yet, no other is started: what comes due meanwhile is counted as
 missed, so that nothing piles up.
+
+One more task (`_watch`) looks after runs that are still going on after their deadline. It
+gives a probe a few turns to end upon its cancellation. A run that does not is stuck: its
+result is sent on its behalf, and what its probe returns or raises later is ignored. So each
+run has one result, from the task that takes it out of `in_flight`. The run keeps the slot of
+its target until it really ends, but not its part of `max_concurrent`, which others need.
+
+Both tasks measure how late they wake up, and so notice when the loop stood still (see
+`Wakeups`). Runs that came due meanwhile are missed, and runs that were in flight for longer
+than their timeout are inconclusive.
+
+User code can be interrupted by Ctrl-C at any point. The prober's own code can't, for Trio's
+nurseries and channels do not bear it: there, Trio raises KeyboardInterrupt in the main task
+instead.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from bisect import insort
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from hashlib import blake2b
 from inspect import iscoroutinefunction
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any, TypeAlias, TypeVarTuple, cast, final
 
@@ -32,7 +46,9 @@ import trio
 
 from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint, endpoints_of
+from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, forget_tracebacks
 from ._nursery import leaf_exceptions, open_flat_nursery
+from ._schedule import MIN_STALL, Wakeups, offset_of
 from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
 
@@ -42,12 +58,27 @@ raises when it is not."""
 
 Ts = TypeVarTuple("Ts")
 
-_logger = logging.getLogger("trio_statskeeper")
-
 _NO_ERROR = Map("error", {})
 
+_TIMED_OUT: Mapping[str, Value] = {
+    "total": 1,
+    "success": 0,
+    "failure": 1,
+    "timeouts": 1,
+    "inconclusive": 0,
+    "error": Map("error", {TIMEOUT: 1}),
+}
+_INCONCLUSIVE: Mapping[str, Value] = {
+    "total": 0,
+    "success": 0,
+    "failure": 0,
+    "timeouts": 0,
+    "inconclusive": 1,
+    "error": _NO_ERROR,
+}
+
 # The metrics of every run, which a probe can't return.
-_OWN_METRICS = frozenset(("total", "success", "failure", "timeouts", "latency", "error"))
+_OWN_METRICS = frozenset((*_TIMED_OUT, "latency"))
 
 # Targets that are gone through, and runs that are started, between two checkpoints: each
 # some tenths of a millisecond.
@@ -56,6 +87,19 @@ _STARTING_STEP = 25
 
 # The share of the timeout by which a run may begin late without being called so.
 _LATENESS = 0.1
+
+# What a probe has to end after its timeout, before it is called stuck: a share of the
+# timeout, in which to end a process, say, and then turns of the scheduler, of which each
+# nursery in it needs two.
+_GRACE = 0.01
+_GRACE_TURNS = 10
+
+# The watch wakes up this often: each tenth of the timeout, but not more often than that.
+_PULSE = 0.1
+_MIN_PULSE = 0.01
+
+# Delisted targets of which it is remembered how they failed.
+_MAX_DELISTED = 1_000
 
 
 @final
@@ -72,7 +116,10 @@ class ProberStatistics:
 
     runs_missed: int
     """Runs that were left out: the one before could not even begin, or the loop stood
-    still for an interval or more."""
+    still when they were due."""
+
+    runs_stuck: int
+    """Runs that are stuck now: their probes ignore that their time is up."""
 
     duplicates: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
@@ -81,10 +128,13 @@ class ProberStatistics:
     """Targets that are probed now."""
 
     running: int
-    """Probes that are running now."""
+    """Probes that are running now, stuck ones included."""
+
+    loop_lag: float
+    """Seconds that the prober's newest wake-up came late: how busy the loop is."""
 
 
-class _Gone(Exception):
+class _Delisted(Exception):
     """The target of a run is not listed any more."""
 
 
@@ -97,13 +147,18 @@ class _Run:
     the prober's time for a run (row 9 of the benchmarks).
     """
 
-    gone: bool = False
+    target: _Target
+    delisted: bool = False
     scope: trio.CancelScope | None = None
     """Where it waits, or waited last."""
+    began: float = math.inf
+    deadline: float = math.inf
+    sent: trio.Semaphore | None = None
+    """If it is stuck: released when the result was sent on its behalf."""
 
     def end(self) -> None:
-        """Have it end without a result, for its target is gone."""
-        self.gone = True
+        """Have it end without a result, for its target is delisted."""
+        self.delisted = True
         assert self.scope is not None  # it waits: else it were not others' turn
         self.scope.cancel()
 
@@ -113,19 +168,19 @@ class _Run:
         later: Callable[[*Ts], Awaitable[None]],
         *args: *Ts,
     ) -> None:
-        """Call `now`, or await `later` where that would block; raise `_Gone` if ended."""
+        """Call `now`, or await `later` if that would block; raise `_Delisted` if ended."""
         try:
             now(*args)
         except trio.WouldBlock:
             pass
         else:
             return  # noqa: ASYNC910  # a turn of the scheduler takes as long as a scope
-        if self.gone:
-            raise _Gone
+        if self.delisted:
+            raise _Delisted
         with trio.CancelScope() as self.scope:
             await later(*args)
         if self.scope.cancelled_caught:
-            raise _Gone
+            raise _Delisted
 
 
 @attrs.define(eq=False)
@@ -133,8 +188,8 @@ class _Target:
     """A target, and its runs in progress."""
 
     endpoint: Endpoint
-    place: float
-    """Seconds from the beginning of an interval."""
+    offset: float
+    """Seconds from the beginning of an interval to its runs."""
     slots: trio.Semaphore
     """For the runs that may overlap."""
     interval: int = -1
@@ -143,8 +198,8 @@ class _Target:
     """Whether a run of it has not begun yet."""
     runs: set[_Run] = attrs.field(factory=set[_Run])
     """Those in progress."""
-    logged: set[type[BaseException]] = attrs.field(factory=set[type[BaseException]])
-    """The classes of exceptions that were logged."""
+    health: Health | None = None
+    """None while it has never failed."""
 
 
 @attrs.define(eq=False)
@@ -156,12 +211,28 @@ class _Progress:
     runs_late: int = 0
     runs_missed: int = 0
     duplicates: int = 0
-    running: int = 0
+    # Runs whose probe is running, and whose result was not sent on their behalf. They are
+    # in the order in which they began, which is nearly that of their deadlines.
+    in_flight: dict[_Run, None] = attrs.field(factory=dict[_Run, None])
+    # Set when a run begins while the watch waits for one.
+    wanted: trio.Event | None = None
+    runs_stuck: int = 0
     targets: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
-    # The same, by place.
+    # The same, by offset.
     order: list[_Target] = attrs.field(factory=list[_Target])
-    # Targets that are gone, but whose cancelled runs are not over.
+    # Targets that are delisted, but whose cancelled runs are not over.
     leaving: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
+    # The health of delisted targets, so that one which comes and goes is not news.
+    delisted: OrderedDict[str, Health] = attrs.field(factory=OrderedDict[str, Health])
+    log: HealthLog = attrs.field(factory=HealthLog)
+    wakeups: Wakeups = attrs.field(factory=Wakeups)
+
+    def remember_health(self, target: _Target) -> None:
+        """Keep the health of a target that is delisted."""
+        if target.health is not None:
+            self.delisted[target.endpoint.key] = target.health
+            if len(self.delisted) > _MAX_DELISTED:
+                self.delisted.popitem(last=False)
 
 
 def _is_async(probe: object) -> bool:
@@ -189,9 +260,18 @@ class Prober:
         nursery.start_soon(keeper.run, results_receive, exports_send)
         nursery.start_soon(prober.run, results_send)
 
-    Each result has the metrics `total`, `success`, `failure` and `timeouts`; `latency` in
-    seconds, if the run succeeded; and `error`, a map by class of exception, where `timeout`
-    stands for a timeout. What a probe returns is added to these.
+    Each result has the metrics `total`, `success`, `failure`, `timeouts` and
+    `inconclusive`; `latency` in seconds, if the run succeeded; and `error`, a map by kind
+    of error, which is `timeout`, or the class of the exception. For an OSError it is what
+    the system said: ConnectionRefusedError, OSError-ENETUNREACH. A target has at most 30
+    kinds of errors, and `other` for those beyond. What a probe returns is added to these.
+
+    A run is inconclusive if the loop stood still for longer than its timeout: it counts as
+    nothing else then.
+
+    One line is logged when a target begins to fail, with the cause, and one when it has
+    recovered; of a prober, at most 20 lines in 10 seconds. Tracebacks are logged at the
+    level DEBUG.
 
     Raises:
       TypeError: if `probe` is not async, `targets` not callable, or a number none.
@@ -200,8 +280,8 @@ class Prober:
 
     probe: Probe = attrs.field(validator=_async)
     """An async function of an endpoint. It returns None, or a mapping of further metrics,
-    if the target is well, and raises if it is not. Exceptions, in groups too, end the run
-    alone; the first of each class and target is logged."""
+    if the target is healthy, and raises if it is not. Exceptions, in groups too, end the
+    run alone."""
 
     targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
     """Returns the targets: what the keeper takes, too. Called at each interval's start."""
@@ -211,13 +291,14 @@ class Prober:
     the target's key alone, so that all do not start at once."""
 
     timeout: float = attrs.field(kw_only=True, validator=above_zero)
-    """Seconds after which a run is cancelled. If that is longer than the interval, runs of
-    a target overlap."""
+    """Seconds after which a run is cancelled, and counts as a timeout, even if its probe
+    ignores that. If that is longer than the interval, runs of a target overlap."""
 
     max_concurrent: int | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(whole(1))
     )
-    """How many probes may run at once; None: any number."""
+    """How many probes may run at once, stuck ones not included, lest they hold up other
+    targets; None: any number."""
 
     name: str = attrs.field(
         default="", kw_only=True, validator=attrs.validators.instance_of(str)
@@ -256,14 +337,22 @@ class Prober:
         if progress.busy:
             raise trio.BusyResourceError("this prober is already running")
         progress.busy = True
+        # Trio's clock may be another one than in the run before.
+        progress.log = HealthLog(self.name)
+        progress.wakeups = Wakeups(self.interval, self.timeout)
         try:
             with results:
-                start = trio.current_time()
                 endpoints = endpoints_of(self.targets)
                 task_status.started()
+                limit = trio.Semaphore(self.max_concurrent or sys.maxsize)
                 async with open_flat_nursery() as runs:
-                    await self._start_runs(start, endpoints, results, runs)
+                    runs.start_soon(self._watch, limit, results, runs)
+                    await self._start_runs(endpoints, limit, results, runs)
         finally:
+            progress.wanted = None
+            for target in progress.order:
+                progress.remember_health(target)
+            progress.log.tell_held_back(at_once=True)
             progress.targets.clear()
             progress.order.clear()
             progress.busy = False
@@ -275,77 +364,84 @@ class Prober:
             results_sent=progress.results_sent,
             runs_late=progress.runs_late,
             runs_missed=progress.runs_missed,
+            runs_stuck=progress.runs_stuck,
             duplicates=progress.duplicates,
             targets=len(progress.targets),
-            running=progress.running,
+            running=len(progress.in_flight) + progress.runs_stuck,
+            loop_lag=progress.wakeups.lag,
         )
 
     async def _start_runs(
         self,
-        start: float,
         endpoints: list[Endpoint],
+        limit: trio.Semaphore,
         results: trio.MemorySendChannel[ProbeResult],
         runs: trio.Nursery,
     ) -> None:
-        """Start each run when it is due, for ever."""
+        """Start each run when it is due, forever."""
         progress = self._progress
-        limit = trio.Semaphore(self.max_concurrent or sys.maxsize)
+        wakeups = progress.wakeups
+        start = trio.current_time()
         interval = 0
         while True:
             await self._relist(endpoints, interval)
             begin = start + interval * self.interval
             for count, target in enumerate(progress.order, 1):
-                due = begin + target.place
-                if due > trio.current_time():
-                    await trio.sleep_until(due)
-                elif count % _STARTING_STEP == 0:
-                    await trio.lowlevel.checkpoint()
-                if target.waiting:
+                due = begin + target.offset
+                now = trio.current_time()
+                if due > now or count % _STARTING_STEP == 0:
+                    await wakeups.sleep_until(due)
+                    now = trio.current_time()
+                if target.waiting or due < wakeups.missed_before:
                     progress.runs_missed += 1
                 else:
                     target.waiting = True
-                    runs.start_soon(self._run, target, due, limit, results)
+                    runs.start_soon(self._run, target, due, now, limit, results)
             interval = await self._next_interval(start, interval)
+            asked = trio.current_time()
             endpoints = endpoints_of(self.targets)
+            wakeups.woke(asked)  # if that took long, the loop stood still
 
     async def _next_interval(self, start: float, last: int) -> int:
-        """Wait for the interval after `last`; if it is past, go on with that of now."""
-        await trio.sleep_until(start + (last + 1) * self.interval)
+        """Wait for the interval after `last`; if it is past, go on with the current one."""
+        await self._progress.wakeups.sleep_until(start + (last + 1) * self.interval)
         now = math.floor((trio.current_time() - start) / self.interval)
         skipped = max(now - last - 1, 0)
         self._progress.runs_missed += skipped * len(self._progress.order)
         return last + 1 + skipped
 
     async def _relist(self, endpoints: list[Endpoint], interval: int) -> None:
-        """Give new targets a place, and cancel those that are gone."""
-        # A run that was just started is in progress only after a checkpoint.
-        await trio.lowlevel.checkpoint()
+        """Give new targets an offset, and cancel those that are delisted."""
+        now = trio.current_time()
         progress = self._progress
+        # A run that was just started is in progress only after a checkpoint.
+        await progress.wakeups.sleep_until(now)
         for count, endpoint in enumerate(endpoints, 1):
             key = checked_endpoint(endpoint).key
             target = progress.targets.get(key)
             if target is None:
                 target = progress.targets[key] = self._new_target(endpoint)
-                insort(progress.order, target, key=attrgetter("place"))
+                insort(progress.order, target, key=attrgetter("offset"))
             elif target.interval == interval:
                 progress.duplicates += 1
                 continue
             target.endpoint = endpoint
             target.interval = interval
             if count % _STEP == 0:
-                await trio.lowlevel.checkpoint()
-        gone = [target for target in progress.order if target.interval != interval]
+                await progress.wakeups.sleep_until(now)
+        delisted = [target for target in progress.order if target.interval != interval]
         progress.order[:] = [t for t in progress.order if t.interval == interval]
-        while gone:
-            target = gone.pop()
+        while delisted:
+            target = delisted.pop()
             key = target.endpoint.key
             del progress.targets[key]
+            progress.remember_health(target)
             if target.runs:
                 progress.leaving[key] = target
             for run in target.runs:
                 run.end()
-            if len(gone) % _STARTING_STEP == 0:
-                await trio.lowlevel.checkpoint()
+            if len(delisted) % _STARTING_STEP == 0:
+                await progress.wakeups.sleep_until(now)
 
     def _new_target(self, endpoint: Endpoint) -> _Target:
         key = endpoint.key
@@ -353,118 +449,238 @@ class Prober:
         target = self._progress.leaving.pop(key, None)
         if target is None:
             overlap = math.ceil(self.timeout / self.interval)
-            place = _share(key) * self.interval
-            target = _Target(endpoint, place, trio.Semaphore(max(overlap, 1)))
+            offset = offset_of(key) * self.interval
+            target = _Target(endpoint, offset, trio.Semaphore(max(overlap, 1)))
+        target.health = self._progress.delisted.pop(key, target.health)
         return target
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(  # noqa: ASYNC910  # `_Gone` is raised where it waited
+    async def _run(  # noqa: ASYNC910  # `_Delisted` is raised where it waited
         self,
         target: _Target,
         due: float,
+        started: float,
         limit: trio.Semaphore,
         results: trio.MemorySendChannel[ProbeResult],
     ) -> None:
         """Wait until the run may begin, measure the probe, and send the result."""
         progress = self._progress
-        run = _Run()
+        run = _Run(target)
         target.runs.add(run)
-        began = False
         try:
             await run.wait(target.slots.acquire_nowait, target.slots.acquire)
             try:
                 await run.wait(limit.acquire_nowait, limit.acquire)
-                began = True
-                target.waiting = False
-                progress.running += 1
                 try:
-                    deltas = await self._measure(target, run, due)
+                    deltas = await self._measure(run, due, started)
                 finally:
-                    progress.running -= 1
-                    limit.release()
-                result = PlainResult(target.endpoint.key, deltas)
+                    if run.sent is None:
+                        limit.release()
                 await trio.lowlevel.checkpoint_if_cancelled()
-                await run.wait(results.send_nowait, results.send, result)
-                progress.results_sent += 1
+                if deltas is not None:
+                    result = PlainResult(target.endpoint.key, deltas)
+                    await run.wait(results.send_nowait, results.send, result)
+                    progress.results_sent += 1
+                elif run.sent is not None:
+                    await run.wait(run.sent.acquire_nowait, run.sent.acquire)
             finally:
                 target.slots.release()
-        except _Gone:
+        except _Delisted:
             pass
         finally:
-            if not began:
+            if run.began == math.inf:
                 target.waiting = False
             target.runs.discard(run)
             if not target.runs:
                 progress.leaving.pop(target.endpoint.key, None)
 
-    async def _measure(self, target: _Target, run: _Run, due: float) -> dict[str, Value]:
-        """Run the probe, and return what the run adds to the metrics."""
-        if run.gone:
-            raise _Gone
-        error = None
-        further: Mapping[str, Value] = {}
-        start = trio.current_time()
+    async def _measure(
+        self, run: _Run, due: float, started: float
+    ) -> Mapping[str, Value] | None:
+        """Run the probe, and return what the run adds to the metrics.
+
+        That is None if the run is missed, or if the result was sent on its behalf.
+        """
+        progress = self._progress
+        target = run.target
+        begin = trio.current_time()
         # What begins a little late ends in time nevertheless: the next run may have to wait
         # for it, and the next, and delays would add up.
-        if start - due > self.timeout * _LATENESS:
-            self._progress.runs_late += 1
-            deadline = start + self.timeout
-        else:
-            deadline = due + self.timeout
+        deadline = due + self.timeout
+        if begin - due > self.timeout * _LATENESS:
+            if begin - started > MIN_STALL and self._is_missed(run, due, started):
+                return None  # noqa: ASYNC910  # see `_run`
+            progress.runs_late += 1
+            begin = trio.current_time()
+            deadline = begin + self.timeout
+        if run.delisted:
+            raise _Delisted
+        error: BaseException | None = None
+        further: Mapping[str, Value] = {}
+        target.waiting = False
+        run.began = begin
+        run.deadline = deadline
+        progress.in_flight[run] = None
+        if progress.wanted is not None:
+            progress.wanted.set()
+            progress.wanted = None
         try:
             with trio.CancelScope(deadline=deadline) as run.scope:
-                further = _checked(await self._probe(target.endpoint))
+                further = await self._probe(target.endpoint)
         except Exception as raised:  # noqa: BLE001  # whatever it is, the run has failed
-            error = self._error(target, raised)
+            error = raised
         except BaseExceptionGroup as group:
-            cancelled = _but_exceptions(group)
-            if cancelled is not None:
-                # From outside: what else was raised must not take its place.
-                raise cancelled from None
-            error = self._error(target, group)
-        if run.gone:
-            raise _Gone
+            _raise_exit(group)
+            error = group
+        finally:
+            if run.sent is None:
+                del progress.in_flight[run]
+            else:
+                progress.runs_stuck -= 1
         end = trio.current_time()
-        # However it ended: a probe may not even have noticed that its time was up.
-        timed_out = end >= deadline
-        if timed_out:
-            error, further = "timeout", {}
-        deltas: dict[str, Value] = {
-            "total": 1,
-            "success": int(error is None),
-            "failure": int(error is not None),
-            "timeouts": int(timed_out),
-        }
-        if error is None:
-            deltas["latency"] = end - start
-        deltas["error"] = _NO_ERROR if error is None else Map("error", {error: 1})
-        deltas.update(further)
-        return deltas  # noqa: ASYNC910  # `_run` has checkpoints
+        try:
+            if end >= deadline:
+                # If the loop stood still, the watch wakes up by the next turn.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return self._result(run, end, error, further)  # noqa: ASYNC910  # see `_run`
+        finally:
+            if error is not None:
+                forget_tracebacks(error)
+
+    def _is_missed(self, run: _Run, due: float, started: float) -> bool:
+        """Count a run as missed if the loop has stood still; return whether it has."""
+        wakeups = self._progress.wakeups
+        if run.scope is None:  # it has waited for nothing but the loop
+            wakeups.woke(started)
+        missed = due < wakeups.missed_before
+        self._progress.runs_missed += missed
+        return missed
 
     @trio.lowlevel.disable_ki_protection
-    async def _probe(self, endpoint: Endpoint) -> Mapping[str, Value] | None:
-        """Await the probe: Ctrl-C can end it even if it loops without a checkpoint."""
-        return await self.probe(endpoint)
+    async def _probe(self, endpoint: Endpoint) -> Mapping[str, Value]:
+        return _checked(await self.probe(endpoint))
 
-    def _error(self, target: _Target, raised: BaseException) -> str:
-        """Return the name of the exception's class, and log the first of that class."""
-        error = next(leaf_exceptions(raised))
-        if type(error) not in target.logged:
-            target.logged.add(type(error))
-            _logger.warning("%s: the probe failed", target.endpoint.key, exc_info=raised)
-        return type(error).__name__
+    def _result(
+        self,
+        run: _Run,
+        end: float,
+        error: BaseException | None,
+        further: Mapping[str, Value],
+    ) -> Mapping[str, Value] | None:
+        """Return what a run that ended adds to the metrics; None if that was sent."""
+        if run.delisted:
+            raise _Delisted
+        if run.sent is not None:
+            return None
+        # However it ended: a probe may not even have noticed that its time was up.
+        if end >= run.deadline:
+            return self._time_out(run, f"timed out after {self.timeout:g} s")
+        target = run.target
+        key = None
+        if error is not None:
+            cause = cause_of(error)
+            health = target.health = target.health or Health()
+            key = health.key(cause)
+            self._progress.log.failed(
+                target.endpoint.key, health, key, describe(cause), error
+            )
+        elif target.health is not None and target.health.failures:
+            self._progress.log.recovered(target.endpoint.key, target.health)
+        deltas: dict[str, Value] = {
+            "total": 1,
+            "success": int(key is None),
+            "failure": int(key is not None),
+            "timeouts": 0,
+            "inconclusive": 0,
+        }
+        if key is None:
+            deltas["latency"] = end - run.began
+        deltas["error"] = _NO_ERROR if key is None else Map("error", {key: 1})
+        deltas.update(further)
+        return deltas
+
+    def _time_out(self, run: _Run, cause: str) -> Mapping[str, Value]:
+        """Return what a run whose time is up adds to the metrics."""
+        if run.began < self._progress.wakeups.inconclusive_before:
+            return dict(_INCONCLUSIVE)
+        target = run.target
+        health = target.health = target.health or Health()
+        self._progress.log.failed(target.endpoint.key, health, TIMEOUT, cause)
+        return dict(_TIMED_OUT)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _watch(
+        self,
+        limit: trio.Semaphore,
+        results: trio.MemorySendChannel[ProbeResult],
+        runs: trio.Nursery,
+    ) -> None:
+        """Send the results of runs that are stuck, forever."""
+        progress = self._progress
+        pulse = max(self.timeout * _PULSE, _MIN_PULSE)
+        grace = self.timeout * _GRACE
+        while True:
+            progress.log.tell_held_back()
+            now = trio.current_time()
+            first = next(iter(progress.in_flight), None)
+            if first is None:
+                progress.wanted = trio.Event()
+                await progress.wanted.wait()
+                continue
+            # No run that begins while it sleeps has a deadline before the next pulse.
+            until = min(max(first.deadline, now) + grace, now + pulse)
+            await progress.wakeups.sleep_until(until)
+            overdue = self._overdue(trio.current_time() - grace)
+            for _ in range(_GRACE_TURNS if overdue else 0):
+                await trio.lowlevel.checkpoint()
+            for count, run in enumerate(overdue, 1):
+                if run in progress.in_flight:
+                    self._give_up(run, results, runs)
+                    limit.release()
+                if count % _STARTING_STEP == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def _overdue(self, since: float) -> list[_Run]:
+        """Return the runs in flight whose time was up at `since`."""
+        return [*takewhile(lambda run: run.deadline <= since, self._progress.in_flight)]
+
+    def _give_up(
+        self,
+        run: _Run,
+        results: trio.MemorySendChannel[ProbeResult],
+        runs: trio.Nursery,
+    ) -> None:
+        """Call a run stuck, and have its result sent on its behalf."""
+        progress = self._progress
+        del progress.in_flight[run]
+        progress.runs_stuck += 1
+        run.sent = trio.Semaphore(0)
+        deltas = self._time_out(run, f"stuck: it ignores its timeout of {self.timeout:g} s")
+        if not run.delisted:
+            result = PlainResult(run.target.endpoint.key, deltas)
+            runs.start_soon(self._send_on_behalf, run.sent, result, results)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _send_on_behalf(
+        self,
+        sent: trio.Semaphore,
+        result: ProbeResult,
+        results: trio.MemorySendChannel[ProbeResult],
+    ) -> None:
+        await results.send(result)
+        self._progress.results_sent += 1
+        sent.release()
 
 
-def _but_exceptions(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return a KeyboardInterrupt or the like, else a `Cancelled`, else None."""
+def _raise_exit(group: BaseExceptionGroup[BaseException]) -> None:
+    """Raise what `group` holds that is not an Exception.
+
+    That is a KeyboardInterrupt or the like, else the `Cancelled` of a cancellation from
+    outside, whose place nothing that was raised besides may take.
+    """
     exits = [leaf for leaf in leaf_exceptions(group) if not isinstance(leaf, Exception)]
-    return min(exits, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=None)
-
-
-def _share(key: str) -> float:
-    """Return where in an interval a target has its place, from 0 to 1: its key's hash."""
-    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=6).digest()
-    return int.from_bytes(digest) / 2**48
+    if exits:
+        raise min(exits, key=lambda leaf: isinstance(leaf, trio.Cancelled)) from None
 
 
 def _checked(metrics: Mapping[str, Value] | None) -> Mapping[str, Value]:

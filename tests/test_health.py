@@ -1,0 +1,332 @@
+"""How a prober counts and logs what its targets' failures are.
+
+Every test runs on the mock clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from trio_statskeeper import Endpoint, Map, Prober, ProbeResult
+from trio_statskeeper._health import _MAX_KEYS, _MAX_LINES, _WINDOW
+from trio_statskeeper._prober import _MAX_DELISTED
+from trio_statskeeper.testing import Fail, ScriptedProbe, Succeed
+
+
+async def probed(
+    probe: Callable[[Endpoint], Awaitable[None]],
+    seconds: float,
+    targets: Any = ("a",),
+    **options: Any,
+) -> list[dict]:
+    """Run a prober, and return the metrics of its runs."""
+    listed = targets if callable(targets) else lambda: targets
+    prober = Prober(
+        probe,
+        lambda: [Endpoint(key) for key in listed()],
+        **({"interval": 1, "timeout": 0.5} | options),
+    )
+    send, results = trio.open_memory_channel[ProbeResult](math.inf)
+    with trio.move_on_after(seconds):
+        await prober.run(send)
+    return [dict(result.metrics()) async for result in results]
+
+
+def raising(errors: Iterator[BaseException | None]) -> Callable[..., Awaitable[None]]:
+    async def probe(endpoint: Endpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        if error := next(errors):
+            raise error
+
+    return probe
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+
+
+# The key
+
+
+def hidden(*errors: BaseException) -> OSError:
+    """Return what Trio raises when these are what all attempts to connect raised."""
+    error = OSError("all attempts to connect to a:80 failed")
+    error.__cause__ = errors[0] if len(errors) == 1 else ExceptionGroup("all", errors)
+    return error
+
+
+def hiding_itself() -> OSError:
+    error = OSError("all attempts to connect to a:80 failed")
+    error.__cause__ = error
+    return error
+
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+UNREACHABLE = OSError(errno.ENETUNREACH, "unreachable")
+
+
+@pytest.mark.parametrize(
+    ("error", "key"),
+    [
+        (ValueError("x"), "ValueError"),
+        (REFUSED, "ConnectionRefusedError"),
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), "gaierror"),
+        (UNREACHABLE, "OSError-ENETUNREACH"),
+        (OSError("no errno"), "OSError"),
+        (OSError(99_999, "an errno that is unknown here"), "OSError"),
+        (OSError([], "an errno that is no number"), "OSError"),
+        (hidden(REFUSED), "ConnectionRefusedError"),
+        (hidden(UNREACHABLE, REFUSED), "ConnectionRefusedError"),
+        (hidden(REFUSED, UNREACHABLE), "ConnectionRefusedError"),
+        (hidden(TimeoutError(), ConnectionResetError()), "ConnectionResetError"),
+        (hidden(ConnectionResetError(), TimeoutError()), "ConnectionResetError"),
+        (hidden(hidden(REFUSED)), "ConnectionRefusedError"),
+        (ExceptionGroup("outer", [hidden(UNREACHABLE)]), "OSError-ENETUNREACH"),
+        (hidden(ValueError()), "OSError"),
+        (hiding_itself(), "OSError"),
+        (type("Bad\nname " + "x" * 10_000, (Exception,), {})(), "Bad_name_" + "x" * 91),
+    ],
+)
+async def test_the_key_of_an_error_says_what_went_wrong(autojump_clock, error, key):
+    (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
+    assert metrics["error"] == Map("error", {key: 1})
+
+
+async def test_a_target_has_a_limited_number_of_keys_and_no_run_is_lost(
+    autojump_clock, caplog
+):
+    def errors() -> Iterator[Exception]:
+        for i in itertools.count():
+            yield type(f"Error{i}", (Exception,), {})("x" * 10_000)
+
+    listed = itertools.cycle([["a"], []])  # a target that comes and goes is not forgotten
+    results = await probed(raising(errors()), 2_000, lambda: next(listed), interval=2)
+    keys = [key for metrics in results for key in metrics["error"].values]
+    of_classes = _MAX_KEYS - 1  # one is `timeout`
+    assert keys[:of_classes] == [f"Error{i}" for i in range(of_classes)]
+    assert keys[of_classes:] == ["other"] * (len(keys) - of_classes)
+    assert {metrics["failure"] for metrics in results} == {1}
+    assert len(caplog.records) == _MAX_KEYS  # `other` is news once
+    assert max(len(record.getMessage()) for record in caplog.records) < 500
+
+
+# The log
+
+
+async def test_a_line_is_logged_when_a_target_begins_to_fail_and_when_it_recovers(
+    autojump_clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    first, second, third = OSError("first"), OSError("second"), ValueError("a\nthird")
+    script = [first, second, first, third, second, None, None, first, None]
+    await probed(raising(iter(script)), 8.99)
+    assert lines(caplog) == [
+        "WARNING a: probe failed: OSError('first')",
+        "WARNING a: probe failed: OSError('second')",
+        r"WARNING a: probe failed: ValueError('a\nthird')",
+        "INFO a: recovered after 5 failures",
+        "WARNING a: probe failed: OSError('first')",
+        "INFO a: recovered after 1 failure",
+    ]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_timeouts_are_logged_like_other_failures(autojump_clock, caplog):
+    caplog.set_level(logging.INFO)
+    script = [Succeed(after=0.7), Succeed(after=0.8), Succeed()]
+    await probed(ScriptedProbe(script), 2.99)
+    assert lines(caplog) == [
+        "WARNING a: probe failed: timed out after 0.5 s",
+        "INFO a: recovered after 2 failures",
+    ]
+
+
+async def test_tracebacks_are_logged_at_debug_only(autojump_clock, caplog):
+    caplog.set_level(logging.DEBUG)
+    group = ExceptionGroup("two", [OSError("first"), ValueError("second")])
+    await probed(raising(itertools.repeat(group)), 3.99)
+    assert lines(caplog) == [
+        "WARNING a: probe failed: OSError('first')",
+        "DEBUG a: traceback",
+    ]
+    assert "ValueError: second" in caplog.text
+
+
+async def test_a_cause_that_is_different_each_time_does_not_flood_the_log(
+    autojump_clock, caplog
+):
+    errors = (OSError(f"from port {i}") for i in itertools.count())
+    await probed(raising(errors), 100)
+    assert len(caplog.records) < 10
+
+
+async def test_a_failing_target_that_comes_and_goes_is_logged_once(autojump_clock, caplog):
+    listed = itertools.cycle(["a", "b"])
+    await probed(raising(itertools.repeat(OSError("x"))), 20, lambda: next(listed))
+    assert sorted(lines(caplog)) == [
+        "WARNING a: probe failed: OSError('x')",
+        "WARNING b: probe failed: OSError('x')",
+    ]
+
+
+async def test_the_health_of_few_delisted_targets_is_remembered(autojump_clock):
+    numbers = itertools.count()
+    prober = Prober(
+        raising(itertools.repeat(OSError("x"))),
+        lambda: [Endpoint(f"{next(numbers)}") for _ in range(500)],
+        interval=1,
+        timeout=0.5,
+    )
+    send, _results = trio.open_memory_channel[ProbeResult](math.inf)
+    with trio.move_on_after(3.99):
+        await prober.run(send)
+    assert len(prober._progress.delisted) == _MAX_DELISTED
+
+
+async def test_many_targets_that_fail_at_once_are_logged_with_few_lines(
+    autojump_clock, caplog
+):
+    keys = [f"target {i}" for i in range(2_000)]
+    failing = ScriptedProbe([Fail(OSError("down"))])
+    await probed(failing, _WINDOW + 0.01, keys, interval=5, name="homepage")
+    assert len(caplog.records) == _MAX_LINES + 1
+    assert lines(caplog)[-1] == "WARNING prober homepage: 1980 more lines were held back"
+
+
+async def test_lines_that_were_held_back_are_told_of_at_the_end_and_others_come_later(
+    autojump_clock, caplog
+):
+    keys = [f"target {i}" for i in range(100)]
+    failing = ScriptedProbe([Fail(OSError("down"))] * 15 + [Fail(ValueError("else"))])
+    await probed(failing, 16.5, keys)
+    assert [line for line in lines(caplog) if "held back" in line] == [
+        "WARNING prober: 80 more lines were held back"
+    ] * 2
+    assert len(caplog.records) == 2 * (_MAX_LINES + 1)
+
+
+async def test_what_is_not_logged_at_all_does_not_count_as_held_back(
+    autojump_clock, caplog
+):
+    caplog.set_level(logging.ERROR, "trio_statskeeper")
+    keys = [f"target {i}" for i in range(100)]
+    await probed(ScriptedProbe([Fail(OSError("down"))]), 20, keys)
+    assert caplog.records == []
+
+
+async def test_a_line_is_one_line_and_short_whatever_target_and_error_are(
+    autojump_clock, caplog
+):
+    class Strange(Exception):
+        def __repr__(self) -> str:
+            return "one\r\ntwo\x1b[31m" + "x" * 10_000
+
+    await probed(raising(itertools.repeat(Strange())), 0.99, ["a\nb" + "c" * 10_000])
+    (line,) = lines(caplog)
+    assert len(line) < 500
+    assert line.isprintable()
+
+
+async def test_an_error_that_cannot_be_shown_is_logged_nevertheless(autojump_clock, caplog):
+    class Mute(Exception):
+        def __repr__(self) -> str:
+            raise OSError("mute")
+
+    (metrics,) = await probed(raising(itertools.repeat(Mute())), 0.99)
+    assert metrics["error"] == Map("error", {"Mute": 1})
+    (line,) = lines(caplog)
+    assert line.startswith("WARNING a: probe failed: <")
+
+
+async def test_a_log_that_raises_does_not_end_the_prober(autojump_clock):
+    def fail(record: logging.LogRecord) -> bool:
+        raise OSError("the log is full")
+
+    logger = logging.getLogger("trio_statskeeper")
+    logger.addFilter(fail)
+    try:
+        results = await probed(raising(itertools.repeat(OSError("x"))), 2.99)
+    finally:
+        logger.removeFilter(fail)
+    assert len(results) == 3
+
+
+# Tracebacks
+
+
+@attrs.frozen
+class Frozen(Exception):
+    text: str
+
+
+def depth(error: BaseException) -> int:
+    traceback, entries = error.__traceback__, 0
+    while traceback is not None:
+        traceback, entries = traceback.tb_next, entries + 1
+    return entries
+
+
+CAUSE = OSError("cause")
+LEAF = ValueError("leaf")
+
+
+async def raise_directly(error: BaseException) -> None:
+    await trio.lowlevel.checkpoint()
+    raise error
+
+
+async def raise_in_a_group(error: BaseException) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raise_directly, error)
+
+
+async def raise_as_a_cause(error: BaseException) -> None:
+    try:
+        await raise_directly(error)
+    except Exception as cause:
+        raise LookupError from cause
+
+
+async def raise_as_a_context(error: BaseException) -> None:
+    try:
+        await raise_directly(error)
+    finally:
+        raise LookupError
+
+
+async def raise_as_time_is_up(error: BaseException) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError("x"), Frozen("x")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        raise_directly,
+        raise_in_a_group,
+        raise_as_a_cause,
+        raise_as_a_context,
+        raise_as_time_is_up,
+    ],
+)
+async def test_an_exception_that_is_raised_again_and_again_does_not_grow(
+    autojump_clock, how, error
+):
+    async def probe(endpoint: Endpoint) -> None:
+        await how(error)
+
+    assert len(await probed(probe, 20)) >= 19
+    assert depth(error) == 0

@@ -15,8 +15,8 @@ missed, so that nothing piles up.
 
 One more task (`_watch`) looks after runs that are still going on after their deadline. It
 gives a probe a few turns to end upon its cancellation. A run that does not is stuck: its
-result is sent on its behalf, and what its probe returns or raises later is ignored. So each
-run has one result, from the task that takes it out of `in_flight`. The run keeps the slot of
+result is sent on its behalf, and what its probe returns or raises later is ignored. So
+each run has one result, from the task that takes it out of `in_flight`. It keeps the slot of
 its target until it really ends, but not its part of `max_concurrent`, which others need.
 
 Both tasks measure how late they wake up, and so notice when the loop stood still (see

@@ -448,8 +448,8 @@ class Model:
         return True
 
     def begin_last_pass(self) -> None:
-        if not self.ask(for_last_pass=True):
-            self.run.failure = OSError
+        # A flush that follows on a last pass asks again: what that raised is forgotten.
+        self.run.failure = None if self.ask(for_last_pass=True) else OSError
         self.begin_pass()
 
     def begin_pass(self) -> None:

@@ -106,9 +106,10 @@ class Held:
     start: float
     last_listed: float
     """By the time that counts for expiry; if it never was, when its first result came."""
-    was_listed: bool
+    place: int | None
+    """Where it was last listed; None: it never was."""
     exported: int = -1
-    """How many of the results are in the newest export since it was listed."""
+    """How many of the results are in the newest export."""
     results: list[tuple[float, Mapping[str, Value]]] = attrs.field(factory=list)
     """Each with its running time."""
 
@@ -182,6 +183,8 @@ class Model:
     held: dict[str, Held] = attrs.field(factory=dict)
     listed: dict[str, int] = attrs.field(factory=dict)
     """The place of each."""
+    late: dict[str, int] = attrs.field(factory=dict)
+    """Those that had results after they left the list, since the newest pass began."""
     leaving: dict[str, int] = attrs.field(factory=dict)
     """Those that left the list, but are still to be exported, and their places."""
     asked_at: float = 0.0
@@ -225,8 +228,8 @@ class Model:
             self.rejected["error"] += 1
             return
         held = self.held.get(target)
-        if held is not None and held.was_listed and target not in self.listed:
-            if target not in self.leaving:
+        if held is not None and held.place is not None and target not in self.listed:
+            if self.was_exported(target):
                 self.drop_if_due(target)
             held = self.held.get(target)
         reasons = set(self.faults(held.values() if held else {}, deltas))
@@ -237,15 +240,17 @@ class Model:
             self.rejected[min(told or reasons)] += 1
             return
         if held is None:
-            listed = target in self.listed
-            since = self.listed_at if listed else self.expiry_time()
+            place = self.listed.get(target)
+            since = self.expiry_time() if place is None else self.listed_at
             self.timestamp = self.stamp()
-            held = self.held[target] = Held(self.timestamp, since, listed)
+            held = self.held[target] = Held(self.timestamp, since, place)
         held.results.append((self.running, dict(deltas)))
+        if held.place is not None and target not in self.listed:
+            self.late[target] = held.place
         self.folded += 1
 
     def has_room(self) -> bool:
-        never_listed = [held for held in self.held.values() if not held.was_listed]
+        never_listed = [held for held in self.held.values() if held.place is None]
         return len(never_listed) < self.max_unlisted
 
     def faults(
@@ -279,7 +284,7 @@ class Model:
         raise Refused("type")
 
     def exports(self, keys: Iterable[str], timestamp: float) -> deque[Seen]:
-        """Return what is to be exported of the listed ones among `keys` now."""
+        """Return what is to be exported of those among `keys` now."""
         exports: deque[Seen] = deque()
         places = self.leaving | self.listed
         for key in keys:
@@ -315,6 +320,8 @@ class Model:
     def ask(self, *, for_last_pass: bool = False) -> bool:
         """Ask for the targets; return whether that went well."""
         self.times_asked += 1
+        new = {key: place for key, place in self.late.items() if key not in self.leaving}
+        self.leaving, self.late = new | self.leaving, {}
         if self.targets_fail:
             self.targets_fail = False
             return False
@@ -334,23 +341,27 @@ class Model:
         self.leaving = {key: left[key] for key in left if key not in self.listed}
         time = self.expiry_time()
         for key, held in list(self.held.items()):
-            if key in self.leaving:
+            is_delisted = held.place is not None and key not in self.listed
+            if is_delisted and not self.was_exported(key):
                 if time - held.last_listed >= self.expire_after:
                     held.last_listed = time
                 continue
             returns = key not in before and key not in left
-            if key not in self.listed or (held.was_listed and returns):
+            if key not in self.listed or (held.place is not None and returns):
                 self.drop_if_due(key)
             if key in self.listed:
-                if key not in before:
-                    held.exported = -1
-                held.was_listed = True
+                held.place = self.listed[key]
                 held.last_listed = time
         self.asked_at, self.listed_at = self.running, time
         return True
 
     def expiry_time(self) -> float:
         return self.listed_at + min(self.running - self.asked_at, self.interval)
+
+    def was_exported(self, key: str) -> bool:
+        """Return whether nothing of one that is not listed remains to be exported."""
+        held = self.held[key]
+        return key not in self.leaving and len(held.results) <= held.exported
 
     def drop_if_due(self, key: str) -> None:
         if self.expiry_time() - self.held[key].last_listed >= self.expire_after:
@@ -437,8 +448,8 @@ class Model:
         return True
 
     def begin_last_pass(self) -> None:
-        if not self.ask(for_last_pass=True):
-            self.run.failure = OSError
+        # A flush that follows on a last pass asks again: what that raised is forgotten.
+        self.run.failure = None if self.ask(for_last_pass=True) else OSError
         self.begin_pass()
 
     def begin_pass(self) -> None:

@@ -868,7 +868,7 @@ async def test_a_target_that_was_not_listed_for_long_returns_from_zero(autojump_
 
 
 @pytest.mark.parametrize("expire_after", [0.5, None])
-async def test_what_a_target_counted_until_it_left_the_list_is_exported_once(
+async def test_what_a_target_that_left_the_list_counts_is_exported_until_it_expires(
     autojump_clock, expire_after
 ):
     listed = [Endpoint(name) for name in "abcd"]
@@ -881,9 +881,29 @@ async def test_what_a_target_counted_until_it_left_the_list_is_exported_once(
         del listed[1:]  # b and c have counted something since, d has not
         await trio.sleep(1)
         assert list(totals(run.received()).items()) == [("a", 2), ("b", 2), ("c", 2)]
-        run.send(*map(one, "ac"))
+        run.send(*map(one, "ac"), one("never listed"))
+        await trio.sleep(1)
+        late = {} if expire_after else {"c": 3}
+        assert totals(run.received()) == {"a": 3} | late
         await trio.sleep(1)
         assert totals(run.received()) == {"a": 3}
+
+
+async def test_a_target_with_late_results_that_returns_is_exported_as_a_listed_one(
+    autojump_clock,
+):
+    a, b = Endpoint("a"), Endpoint("b")
+    lists = iter([[a, b], [a, b], [b], [a, b], [b]])
+    keeper = make_keeper(lambda: next(lists))
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(2.5)
+        run.send(one("a"))
+        run.received()
+        await trio.sleep(1)
+        assert [totals([export]) for export in run.received()] == [{"a": 2}, {"b": 1}]
+        await trio.sleep(1)
+        assert totals(run.received()) == {"b": 1}
 
 
 async def test_what_a_target_counted_is_exported_though_it_left_the_list_between_runs(

@@ -116,6 +116,51 @@ async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(auto
     assert export.timestamp < b.start_timestamp
 
 
+async def test_what_comes_during_a_pass_for_a_target_that_left_the_list_is_in_the_next(
+    autojump_clock,
+):
+    a, b, c = (Endpoint(name) for name in "abc")
+    lists = iter([[a, b, c], [a, b, c], [a]])
+    keeper = make_keeper(lambda: next(lists, [a]))
+    async with running(keeper, exports_buffer=0) as run:
+        run.send(one("a"), one("b"), one("c"))
+        await receive_exports(run.exports, 3)
+        run.send(one("b"))
+        await trio.sleep(1.5)
+        run.send(one("b"), one("c"))  # as the pass with b waits
+        exports = await receive_exports(run.exports, 6)
+    assert [(export.timestamp, totals([export])) for export in exports] == [
+        (2, {"a": 1}),
+        (2, {"b": 2}),
+        (3, {"a": 1}),
+        (3, {"b": 3}),
+        (3, {"c": 2}),
+        (4, {"a": 1}),
+    ]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_what_comes_while_it_is_found_that_a_target_left_is_in_the_next_pass(
+    autojump_clock, before
+):
+    listed = [Endpoint(f"target {i}") for i in range(2_000)]
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() != 1:
+            return listed
+        run.send(one("target 0"))  # is folded in while the old list is gone through
+        return listed[1:]
+
+    keeper = make_keeper(targets, expire_after=0.75)
+    async with running(keeper) as run:
+        run.send(*[one("target 0")] * before)
+        await trio.sleep(1.5)
+        del listed[0]
+        assert totals(run.received()) == ({"target 0": 1} if before else {})
+        await trio.sleep(2)
+        assert totals(run.received()) == {"target 0": before + 1}
+
+
 # Rule 5: it never hogs the loop
 
 

@@ -53,23 +53,26 @@ async def test_a_pass_in_progress_is_finished_before_the_last(autojump_clock):
 async def test_the_last_pass_has_what_was_listed_at_the_last_tick_or_since(
     autojump_clock, flush_timeout
 ):
-    listed = [Endpoint("a"), Endpoint("b"), Endpoint("c")]
+    listed = [Endpoint(name) for name in "abce"]
     keeper = make_keeper(lambda: listed, flush_timeout=flush_timeout)
     outcome, results, exports = outcome_of(keeper, exports_buffer=math.inf)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome.run)
-            for target in "abcd":
+            for target in "abcde":
                 results.send_nowait(one(target))
-            await trio.sleep(1.5)
-            assert list(totals(all_from(exports))) == ["a", "b", "c"]
+            await trio.sleep(0.5)
+            listed.pop()
+            await trio.sleep(1)
+            assert list(totals(all_from(exports))) == ["a", "b", "c", "e"]
             listed[1:] = [Endpoint("d")]
             results.send_nowait(one("c"))
+            results.send_nowait(one("e"))
             if flush_timeout:
                 scope.cancel()
             else:
                 results.close()
-    expected = [("a", 1), ("d", 1), ("b", 1), ("c", 2)]
+    expected = [("a", 1), ("d", 1), ("b", 1), ("c", 2), ("e", 2)]
     assert list(totals(all_from(exports)).items()) == expected
 
 
@@ -80,6 +83,8 @@ async def test_if_targets_fail_at_the_end_the_last_pass_is_of_those_before(
 ):
     def targets() -> list:
         if trio.current_time() == 0:
+            return [Endpoint("a"), Endpoint("b")]
+        if trio.current_time() == 1:
             return [Endpoint("a")]
         if isinstance(bad, OSError):
             raise bad
@@ -88,16 +93,43 @@ async def test_if_targets_fail_at_the_end_the_last_pass_is_of_those_before(
     keeper = make_keeper(targets, flush_timeout=flush_timeout)
     outcome, results, exports = outcome_of(keeper, exports_buffer=10)
     results.send_nowait(one("a"))
+    results.send_nowait(one("b"))
     scope = trio.CancelScope()
     with pytest.RaisesGroup(OSError if isinstance(bad, OSError) else TypeError), scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome.run)
-            await trio.sleep(0.5)
+            await trio.sleep(1.5)
+            assert totals(all_from(exports)) == {"a": 1, "b": 1}
+            results.send_nowait(one("b"))
             if flush_timeout:
                 scope.cancel()
             else:
                 results.close()
-    assert totals(all_from(exports)) == {"a": 1}
+    assert totals(all_from(exports)) == {"a": 1, "b": 2}
+
+
+async def test_targets_that_left_the_list_as_a_flush_ran_out_of_time_are_not_forgotten(
+    autojump_clock,
+):
+    listed = [Endpoint(f"target {i}") for i in range(2_000)]
+
+    def targets() -> list[Endpoint]:
+        if trio.current_time() == 0.5:
+            listed.clear()
+            autojump_clock.jump(1)  # the flush is over before the list is gone through
+        return listed[:]
+
+    keeper = make_keeper(targets, flush_timeout=0.25)
+    outcome, results, _ = outcome_of(keeper)
+    for target in listed:
+        results.send_nowait(one(target.key))
+    with trio.move_on_after(0.5):
+        await outcome.run()
+    async with running(keeper) as run:
+        await trio.sleep(1.5)
+        assert len(run.received()) == 2_000
+        await trio.sleep(10)
+    assert keeper.statistics().expired == 2_000
 
 
 async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):

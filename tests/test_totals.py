@@ -187,6 +187,27 @@ def test_what_left_the_list_expires_though_what_was_never_listed_does_not_yet():
     assert [totals.row(name) is not None for name in "abx"] == [False, False, True]
 
 
+def test_targets_with_late_results_are_gathered_in_small_steps_and_do_not_expire():
+    names = [f"target {i}" for i in range(1_200)]
+    totals = make_totals(*names)
+    for name in names:
+        fold(totals, Result(name, {"total": 1}))
+    totals.begin_cut()
+    totals.note_exported()
+    relist(totals, [], now=1.0)
+    for name in names:
+        fold(totals, Result(name, {"total": 1}), now=9.0)
+    totals.gather_late()
+    steps = 0
+    while totals.relist_step():
+        steps += 1
+        for name in names:
+            fold(totals, Result(name, {"total": 1}), now=20.0)
+    assert steps == 2
+    assert totals.expired == 0
+    assert [endpoint.key for endpoint in totals.to_export()] == names
+
+
 @pytest.mark.parametrize("count", [1, 499, 500, 501, 1_200])
 def test_a_list_that_is_the_one_before_is_not_built_anew(count):
     names = [f"target {i}" for i in range(count)]

@@ -224,8 +224,8 @@ class StatsKeeper:
 
     targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
     """Returns the targets to export. Called when `run` starts, at each tick and for the
-    last pass. A target that leaves the list is exported once more if it counted something
-    since its last export."""
+    last pass. A target that left the list is exported again whenever it has counted
+    something since its last export, until it expires."""
 
     export_interval: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
     """Seconds between exports."""
@@ -461,6 +461,7 @@ class StatsKeeper:
         return tick
 
     def _ask_for_targets(self, *, for_last_pass: bool = False) -> None:
+        self._totals.gather_late()  # first: a last pass is made even if `targets` raises
         endpoints = endpoints_of(self.targets)
         self._totals.relist(endpoints, self._now(), for_last_pass=for_last_pass)
 

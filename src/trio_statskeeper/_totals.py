@@ -15,11 +15,14 @@ them. `begin_cut` only counts up an epoch. From then on the first result that to
 target leaves its old row in the new one, and `take` hands out, for each target once, the
 row as it was at the cut.
 
-A target that leaves the list is *leaving* until what it counted since its last export is
-exported, and only then may expire.
+A target that left the list is *leaving* while it has counted something since its last
+export. Each pass exports those that were leaving at its cut, and only others may expire.
+A result that comes for a target after it left the list is *late*. It makes its target leave
+once more, at the next cut.
 
-What takes long for many targets (`relist`: the new list of targets, those that left it,
-those that expire) is done in steps, between which the caller may let others run.
+What takes long for many targets (`gather_late`; `relist`: the new list of targets, those
+that left it, those that expire) is done in steps, between which the caller may let others
+run.
 """
 
 from __future__ import annotations
@@ -381,14 +384,16 @@ class Totals:
 
     _rows: dict[str, Row] = attrs.field(init=False, factory=dict[str, Row])
     # Targets that are not listed, and since when in time of expiry; the longest first.
-    _never_listed: OrderedDict[str, float] = attrs.field(
-        init=False, factory=OrderedDict[str, float]
+    _never_listed: OrderedDict[str, tuple[float, None]] = attrs.field(
+        init=False, factory=OrderedDict[str, tuple[float, None]]
     )
-    _delisted: OrderedDict[str, float] = attrs.field(
-        init=False, factory=OrderedDict[str, float]
+    _delisted: OrderedDict[str, tuple[float, Endpoint]] = attrs.field(
+        init=False, factory=OrderedDict[str, tuple[float, Endpoint]]
     )
-    # Those of `_delisted` that are to be exported once more, the last of the list first;
-    # and what is left of those for which that was done.
+    # Those of `_delisted` that had late results since the newest pass began.
+    _late: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
+    # Those of `_delisted` that are to be exported once more, in reverse order; and what is
+    # left of those for which that was done.
     _leaving: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
     _left: dict[str, Endpoint] = attrs.field(init=False, factory=dict[str, Endpoint])
     # When the newest list was asked for, and that in time of expiry.
@@ -437,8 +442,10 @@ class Totals:
             self._reject("error", quote(error))
             return None
 
-        if key in self._delisted and self._is_due(key, self._expiry_time(now)):
+        delisted = key in self._delisted
+        if delisted and self._is_due(key, self._expiry_time(now)):
             self._expire(key, self._delisted)
+            delisted = False
         old = self._rows.get(key)
         if old is None and not self._has_room_for(key):
             if self._relisting is not None:
@@ -460,13 +467,15 @@ class Totals:
         if old is None:
             row[_START] = timestamp()
             if key not in self.listed:
-                self._never_listed[key] = self._expiry_time(now)
+                self._never_listed[key] = self._expiry_time(now), None
         elif self._cutting and old[_EPOCH] != self._epoch:
             row[_EPOCH] = self._epoch
             row[_SAVED] = old
             old[_SAVED] = None  # of a cut that was given up
         row[_CHANGE] = self._epoch
         self._rows[key] = row
+        if delisted:
+            _, self._late[key] = self._delisted[key]
         self.folded += 1
         return None
 
@@ -640,15 +649,31 @@ class Totals:
         something since their last export; for a last pass, all.
         """
         endpoints.reverse()
-        self._relisting = self._relist_steps(endpoints, now, for_last_pass)
+        self._add_steps(self._relist_steps(endpoints, now, for_last_pass))
+
+    def gather_late(self) -> None:
+        """Begin to gather the targets with late results for the next pass, step by step."""
+        late, self._late = self._late, {}
+        self._add_steps(self._gather_steps(late))
+
+    def _add_steps(self, steps: Iterator[None]) -> None:
+        # A flush that ran out of time may have left some.
+        self._relisting = chain(self._relisting or (), steps)
 
     def relist_step(self) -> bool:
-        """Take a step of `relist`; return whether there are more."""
+        """Take a step of `gather_late` and `relist`; return whether there are more."""
         steps, self._relisting = self._relisting, None  # an error ends it, too
         for _ in steps or ():
             self._relisting = steps
             return True
         return False
+
+    def _gather_steps(self, late: dict[str, Endpoint]) -> Iterator[None]:
+        for count in range(1, len(late) + 1):
+            key, endpoint = late.popitem()
+            self._leaving[key] = endpoint
+            if count % _STEP == 0:
+                yield
 
     def _relist_steps(
         self, endpoints: list[Endpoint], now: float, for_last_pass: bool
@@ -716,15 +741,18 @@ class Totals:
             return
         before_this_pass = self._epoch - self._cutting
         for count, key in enumerate(new, 1):
-            if key in self._delisted and self._is_due(key, time):
-                self._expire(key, self._delisted)
-            elif key in self._never_listed or key in self._delisted:
-                self._never_listed.pop(key, None)
-                self._delisted.pop(key, None)
-                self._leaving.pop(key, None)
+            if key in self._never_listed:
+                del self._never_listed[key]
                 # Passes that were made meanwhile have not exported it.
                 row = self._rows[key]
                 row[_CHANGE] = max(row[_CHANGE], before_this_pass)
+            elif key in self._delisted:
+                if self._is_due(key, time):
+                    self._expire(key, self._delisted)
+                else:
+                    del self._delisted[key]
+                    self._leaving.pop(key, None)
+                    self._late.pop(key, None)
             if count % _STEP == 0:
                 yield
 
@@ -733,9 +761,12 @@ class Totals:
             key, endpoint = old.popitem()
             if key not in self.listed and key in self._rows:
                 self._never_listed.pop(key, None)  # if its first result came just now
-                self._delisted[key] = self._listed_at
-                if all_leave or self._is_unexported(self._rows[key]):
+                self._delisted[key] = self._listed_at, endpoint
+                row = self._rows[key]
+                if all_leave or self._is_unexported(row):
                     self._leaving[key] = endpoint
+                if self._cutting and row[_CHANGE] == self._epoch:
+                    self._late[key] = endpoint  # it counted something since the cut, too
             if count % _STEP == 0:
                 yield
 
@@ -751,26 +782,31 @@ class Totals:
 
     def _is_due(self, key: str, time: float) -> bool:
         """Return whether the time of a delisted target is up."""
-        return time - self._delisted[key] >= self.expire_after and key not in self._leaving
+        since, _ = self._delisted[key]
+        return time - since >= self.expire_after and self._was_exported(key)
+
+    def _was_exported(self, key: str) -> bool:
+        """Return whether nothing of a delisted target remains to be exported."""
+        return key not in self._leaving and self._rows[key][_CHANGE] < self._exported
 
     def _expire_due(self, time: float) -> Iterator[None]:
         count = 0
         for unlisted in (self._never_listed, self._delisted):
             while unlisted:
-                key, since = next(iter(unlisted.items()))
+                key, (since, endpoint) = next(iter(unlisted.items()))
                 if time - since < self.expire_after:
                     break
-                if key in self._leaving:
-                    # It is still to be exported, and its time begins again.
-                    unlisted[key] = time
-                    unlisted.move_to_end(key)
-                else:
+                if endpoint is None or self._was_exported(key):
                     self._expire(key, unlisted)
+                else:
+                    # It is still to be exported, and its time begins again.
+                    self._delisted[key] = time, endpoint
+                    self._delisted.move_to_end(key)
                 count += 1
                 if count % _EXPIRY_STEP == 0:
                     yield
 
-    def _expire(self, key: str, unlisted: OrderedDict[str, float]) -> None:
+    def _expire(self, key: str, unlisted: OrderedDict[str, tuple[float, Any]]) -> None:
         del unlisted[key]
         start = start_timestamp(self._rows.pop(key))
         self.latest_start_expired = max(self.latest_start_expired, start)

@@ -40,7 +40,7 @@ Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitabl
 _BUFFER = 200
 
 # Seconds of receiving between two checkpoints.
-_STEP = 0.0005
+_STEP = 0.001
 
 
 @trio.lowlevel.enable_ki_protection
@@ -119,7 +119,7 @@ async def _receive(
                     break
                 export = exports.receive_nowait()
         for feed in feeds.copy():
-            feed.fill()
+            feed.wake()
 
 
 @attrs.define(eq=False)
@@ -160,6 +160,13 @@ class _Feed:
                         await self._idle.park()
             finally:
                 self.close()
+
+    def wake(self) -> None:
+        """Have the channel filled: by `run` in a step of its own, or now if it can't."""
+        if self._idle:
+            self._idle.unpark()
+        else:
+            self.fill()
 
     def fill(self) -> list[EventMetrics]:
         """Put the first of what waits into the channel; return the next if it is full."""

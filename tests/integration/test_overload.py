@@ -1,0 +1,233 @@
+"""A loop that has too much to do: exports still get through, and nobody shares a fate."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import trio
+import trio.testing
+from helpers import Result
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+
+from trio_statskeeper import Endpoint, EventMetrics, Prober, StatsKeeper, fan_out
+from trio_statskeeper.lines import write_lines
+from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.prometheus import PrometheusExporter
+
+# Seconds that other tasks take in each turn of the scheduler.
+BUSY = 0.01
+
+# Turns in a second, then.
+TURNS = 100
+
+# Accepts connections at all addresses of loopback, and closes them.
+ACCEPT = """
+import socket
+listener = socket.create_server(("", 0), backlog=4096)
+print(listener.getsockname()[1], flush=True)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes OTLP requests, and counts how often each target comes."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Content-Encoding"] == "gzip":
+            body = gzip.decompress(body)
+        request = ExportMetricsServiceRequest.FromString(body)
+        self.server.targets.update(
+            attribute.value.string_value
+            for of_resource in request.resource_metrics
+            for of_scope in of_resource.scope_metrics
+            for metric in of_scope.metrics
+            if metric.name == "probe_total"
+            for point in metric.sum.data_points
+            for attribute in point.attributes
+            if attribute.key == "dst"
+        )
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.targets = Counter()
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def known_targets(page: str) -> set[str]:
+    """Return the targets that a scrape tells of."""
+    return {
+        line.partition('dst="')[2].partition('"')[0]
+        for line in page.splitlines()
+        if line.startswith("probe_total{")
+    }
+
+
+def scrape(port: int) -> set[str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        return known_targets(answer.read().decode())
+
+
+async def test_a_pass_takes_few_turns_of_a_busy_loop_though_no_channel_has_a_buffer(
+    collector, tmp_path
+):
+    endpoints = [Endpoint(f"{number}.example") for number in range(2_000)]
+    keys = {endpoint.key for endpoint in endpoints}
+    keeper = StatsKeeper("tcp", "busy", lambda: endpoints, export_interval=3600)
+    prometheus = PrometheusExporter()
+    otlp = OTLPExporter(f"http://127.0.0.1:{collector.server_port}")
+    log = tmp_path / "metrics.log"
+    results_send, results = trio.open_memory_channel[Result](len(endpoints))
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    turns = turns_of_the_pass = 0
+
+    async def be_busy() -> None:
+        nonlocal turns
+        while True:
+            time.sleep(BUSY)  # noqa: ASYNC251  # that is what a busy loop is
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def keep() -> None:
+        nonlocal turns_of_the_pass
+        await keeper.run(results, exports_send)
+        turns_of_the_pass = turns
+
+    async with trio.open_nursery() as others:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            nursery.start_soon(
+                fan_out,
+                exports,
+                prometheus.run,
+                otlp.run,
+                partial(write_lines, path=log),
+            )
+            for key in keys:
+                await results_send.send(Result(key, {"total": 1}))
+            await trio.testing.wait_all_tasks_blocked()
+            others.start_soon(be_busy)
+            results_send.close()  # upon which a last pass is made
+        others.cancel_scope.cancel()
+    [total] = [metric for metric in prometheus.collect() if metric.name == "probe"]
+    assert {sample.labels["dst"] for sample in total.samples} == keys
+    assert collector.targets.keys() == keys
+    assert len(log.read_text().splitlines()) == len(keys)
+    assert turns_of_the_pass < TURNS
+    assert turns < 3 * TURNS  # OTLP encodes and sends while others run
+
+
+@contextmanager
+def accepting():
+    """Run a server, in a process of its own, that accepts connections; yield its port."""
+    command = [sys.executable, "-c", ACCEPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield int(server.stdout.readline())
+        finally:
+            server.kill()
+
+
+async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_second():
+    prometheus = PrometheusExporter()
+    results_send, results = trio.open_memory_channel(100)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+
+    async def probe(endpoint: Endpoint) -> None:
+        stream = await trio.open_tcp_stream(endpoint.name, endpoint.port)
+        await stream.aclose()
+
+    with accepting() as port:
+        endpoints = [
+            Endpoint(f"127.0.{number // 100}.{number % 100 + 1}", port)
+            for number in range(10_000)
+        ]
+        keys = {endpoint.key for endpoint in endpoints}
+        prober = Prober(probe, lambda: endpoints, interval=1, timeout=1, max_concurrent=500)
+        keeper = StatsKeeper("tcp", "overload", lambda: endpoints, export_interval=2)
+        async with trio.open_nursery() as nursery:
+            _, served_at = await nursery.start(prometheus.serve, 0)
+            nursery.start_soon(prometheus.run, exports)
+            nursery.start_soon(keeper.run, results, exports_send)
+            nursery.start_soon(prober.run, results_send)
+            with trio.fail_after(120):
+                while await trio.to_thread.run_sync(scrape, served_at) != keys:
+                    await trio.sleep(1)
+            for _ in range(4):
+                await trio.sleep(2)
+                assert await trio.to_thread.run_sync(scrape, served_at) == keys
+            nursery.cancel_scope.cancel()
+    assert keeper.statistics().passes > 4
+
+
+async def test_names_that_never_resolve_hold_up_no_output_and_no_address(
+    collector, tmp_path, monkeypatch
+):
+    resolve = socket.getaddrinfo
+    released = threading.Event()
+
+    def hang_on_dead_names(host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002
+        # Trio asks first, in the loop's own thread, whether it is an address.
+        if "dead" in str(host) and not flags & socket.AI_NUMERICHOST:
+            released.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return resolve(host, port, family, type, proto, flags)
+
+    async def probe(endpoint: Endpoint) -> None:
+        stream = await trio.open_tcp_stream(endpoint.name, endpoint.port)
+        await stream.aclose()
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang_on_dead_names)
+    log = tmp_path / "metrics.log"
+    results_send, results = trio.open_memory_channel(100)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    with accepting() as port:
+        dead = [Endpoint(f"dead-{number}.example", port) for number in range(200)]
+        endpoints = [*dead, Endpoint("127.0.0.1", port)]
+        prober = Prober(probe, lambda: endpoints, interval=0.5, timeout=0.4)
+        keeper = StatsKeeper("tcp", "dead", lambda: endpoints, export_interval=1)
+        otlp = OTLPExporter(f"http://localhost:{collector.server_port}")
+        keys = {endpoint.key for endpoint in endpoints}
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keeper.run, results, exports_send)
+                nursery.start_soon(
+                    fan_out, exports, otlp.run, partial(write_lines, path=log)
+                )
+                nursery.start_soon(prober.run, results_send)
+                with trio.fail_after(60):
+                    while not (collector.targets.keys() >= keys and log.exists()):
+                        await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+        finally:
+            released.set()
+    written = [EventMetrics.parse(line) for line in log.read_text().splitlines()]
+    healthy = [export for export in written if export.labels["dst"] == f"127.0.0.1:{port}"]
+    assert healthy[-1].metrics["success"] > 0
+    assert healthy[-1].metrics["failure"] == 0

@@ -704,7 +704,6 @@ async def test_programs_that_differ_in_their_targets_alone_do_not_disturb_each_o
     assert not caplog.messages
 
 
-@pytest.mark.xfail(strict=False, reason="timestamps stand still until the clock is right")
 async def test_a_receiver_that_only_appends_has_the_newest_totals_after_the_clock_went_back(
     start_prometheus, caplog
 ):

@@ -66,7 +66,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(lines, "_STEP", 0)
     monkeypatch.setattr(lines, "_AT_ONCE", 2)
     monkeypatch.setattr(_prober, "_STARTING_STEP", 1)
-    monkeypatch.setattr(_prober, "_STEP", 1)
+    monkeypatch.setattr(_prober, "_STEP_TIME", 0)
     monkeypatch.setattr(_totals, "_EXPIRY_STEP", 1)
     monkeypatch.setattr(_totals, "_STEP", 1)
     monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)

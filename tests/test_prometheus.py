@@ -397,6 +397,27 @@ async def test_a_target_that_goes_on_coming_stays(autojump_clock):
     assert len(await samples(exporter)) == 1
 
 
+async def test_a_target_stays_though_passes_take_longer_than_three_intervals(
+    autojump_clock,
+):
+    exporter = PrometheusExporter()
+
+    async def come(target: str, at: float) -> None:
+        """Have an export of the pass that began `at` come half an interval later."""
+        await feed(exporter, export(interval=1, at=at, dst=target))
+        await trio.sleep(0.5)
+
+    for target in "abcd":
+        await come(target, at=1)
+    for target in "dcb":  # and a, which comes last
+        await come(target, at=2)
+        assert len(await samples(exporter)) == 4
+    for at in 3, 4:  # but then it is left out
+        await come("b", at)
+    await trio.sleep(1.6)
+    assert {line[line.index("dst") + 5] for line in await samples(exporter)} == set("bcd")
+
+
 async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
     exporter = PrometheusExporter()
     for number in range(1_000):

@@ -16,8 +16,8 @@ missed, so that nothing piles up.
 One more task (`_watch`) looks after runs that are still going on after their deadline. It
 gives a probe a few turns to end upon its cancellation. A run that does not is stuck: its
 result is sent on its behalf, and what its probe returns or raises later is ignored. So
-each run has one result, from the task that takes it out of `in_flight`. It keeps the slot of
-its target until it really ends, but not its part of `max_concurrent`, which others need.
+each run has one result, from the task that takes it out of `in_flight`. It keeps the slot
+of its target until it really ends, but not its part of `max_concurrent`, which others need.
 
 Both tasks measure how late they wake up, and so notice when the loop stood still (see
 `Wakeups`). Runs that came due meanwhile are missed, and runs that were in flight for longer
@@ -39,6 +39,7 @@ from functools import partial
 from inspect import iscoroutinefunction
 from itertools import takewhile
 from operator import attrgetter
+from time import perf_counter
 from typing import Any, TypeAlias, TypeVarTuple, cast, final
 
 import attrs
@@ -80,9 +81,11 @@ _INCONCLUSIVE: Mapping[str, Value] = {
 # The metrics of every run, which a probe can't return.
 _OWN_METRICS = frozenset((*_TIMED_OUT, "latency"))
 
-# Targets that are gone through, and runs that are started, between two checkpoints: each
-# some tenths of a millisecond.
-_STEP = 100
+# Seconds of going through the targets, which are many, between two checkpoints. In a busy
+# loop, a step that is counted in targets would take more turns than an interval has.
+_STEP_TIME = 0.0005
+
+# Runs that are ended, or given up, between two checkpoints.
 _STARTING_STEP = 25
 
 # The share of the timeout by which a run may begin late without being called so.
@@ -386,12 +389,14 @@ class Prober:
         while True:
             await self._relist(endpoints, interval)
             begin = start + interval * self.interval
-            for count, target in enumerate(progress.order, 1):
+            pause_at = perf_counter() + _STEP_TIME
+            for target in progress.order:
                 due = begin + target.offset
                 now = trio.current_time()
-                if due > now or count % _STARTING_STEP == 0:
+                if due > now or perf_counter() >= pause_at:
                     await wakeups.sleep_until(due)
                     now = trio.current_time()
+                    pause_at = perf_counter() + _STEP_TIME
                 if target.waiting or due < wakeups.missed_before:
                     progress.runs_missed += 1
                 else:
@@ -416,7 +421,11 @@ class Prober:
         progress = self._progress
         # A run that was just started is in progress only after a checkpoint.
         await progress.wakeups.sleep_until(now)
-        for count, endpoint in enumerate(endpoints, 1):
+        pause_at = perf_counter() + _STEP_TIME
+        for endpoint in endpoints:
+            if perf_counter() >= pause_at:
+                await progress.wakeups.sleep_until(now)
+                pause_at = perf_counter() + _STEP_TIME
             key = checked_endpoint(endpoint).key
             target = progress.targets.get(key)
             if target is None:
@@ -427,8 +436,6 @@ class Prober:
                 continue
             target.endpoint = endpoint
             target.interval = interval
-            if count % _STEP == 0:
-                await progress.wakeups.sleep_until(now)
         delisted = [target for target in progress.order if target.interval != interval]
         progress.order[:] = [t for t in progress.order if t.interval == interval]
         while delisted:

@@ -23,9 +23,10 @@ thread it is called.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
@@ -123,11 +124,6 @@ class PrometheusExporter(Collector):
         repr=False,
         default=attrs.Factory(lambda self: _Page("probe_", self.created), takes_self=True),
     )
-    # By the labels ptype and probe: when the newest export arrived. The timestamps of a
-    # keeper are no help: they run ahead of a wall clock that was set back.
-    _last_exports: dict[tuple[str, str], float] = attrs.field(
-        init=False, repr=False, factory=dict[tuple[str, str], float]
-    )
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
@@ -143,11 +139,11 @@ class PrometheusExporter(Collector):
                 if page.waiting:
                     await trio.lowlevel.checkpoint()
                 else:
-                    self._take(await exports.receive())
+                    page.put(await exports.receive())
                 step = _Step()
                 with suppress(trio.WouldBlock, trio.EndOfChannel):
                     while not step.is_half_over:
-                        self._take(exports.receive_nowait())
+                        page.put(exports.receive_nowait())
                 while page.waiting:
                     page.render_first()
                     if step.is_over:
@@ -213,19 +209,14 @@ class PrometheusExporter(Collector):
             statistics.put(own_statistics(observed))
             statistics.render_first()
             yield pages
-        for (ptype, probe), arrived in list(self._last_exports.items()):
+        for (ptype, probe), keeper in list(self._page.keepers.items()):
             labels = {"ptype": ptype, "probe": probe}
-            metrics = {_LAST_EXPORT: Gauge(arrived)}
-            last_exports.put(EventMetrics(arrived, arrived, labels, metrics))
+            arrived_at = keeper.arrived_at
+            metrics = {_LAST_EXPORT: Gauge(arrived_at)}
+            last_exports.put(EventMetrics(arrived_at, arrived_at, labels, metrics))
             last_exports.render_first()
             yield pages
         yield pages
-
-    def _take(self, export: EventMetrics) -> None:
-        self._page.put(export)
-        labels = export.labels
-        keeper = labels.get("ptype", ""), labels.get("probe", "")
-        self._last_exports[keeper] = time.time()
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_stream(
@@ -440,6 +431,31 @@ class _Step:
 
 
 @attrs.define(eq=False)
+class _Keeper:
+    """What is known of the keeper that exports come from, told by ptype and probe."""
+
+    timestamp: float = -math.inf
+    """That of its newest pass."""
+    arrived: float = -math.inf
+    """When its newest export came, in seconds of Trio's clock."""
+    arrived_at: float = 0.0
+    """The same in Unix time."""
+    _began: deque[float] = attrs.field(init=False, factory=partial(deque[float], maxlen=3))
+    """When its newest passes began to come."""
+
+    def note(self, export: EventMetrics, now: float) -> None:
+        if export.timestamp > self.timestamp:
+            self.timestamp = export.timestamp
+            self._began.append(now)
+        self.arrived = now
+        self.arrived_at = time.time()
+
+    def has_left_out(self, arrived: float) -> bool:
+        """Return whether two whole passes came without a target that `arrived` then."""
+        return len(self._began) == 3 and arrived < self._began[0]
+
+
+@attrs.define(eq=False)
 class _Target:
     """A target as it was rendered last."""
 
@@ -449,6 +465,11 @@ class _Target:
     exported_labels: Mapping[str, str]
     """As the export has them."""
     start_timestamp: float
+    keeper: _Keeper
+    arrived: float
+    """When it came, in seconds of Trio's clock."""
+    lifetime: float
+    """Seconds after which it is gone unless it comes again, or passes take long."""
     gone_at: float
     """When it is gone unless it comes again, in seconds of Trio's clock."""
 
@@ -479,6 +500,10 @@ class _Page:
         ),
     )
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
+    # By the labels ptype and probe.
+    keepers: dict[tuple[str, str], _Keeper] = attrs.field(
+        init=False, factory=dict[tuple[str, str], _Keeper]
+    )
     # The newest exports that are to be rendered, by their labels, and when they came.
     waiting: OrderedDict[Series, tuple[EventMetrics, float]] = attrs.field(
         init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
@@ -503,7 +528,15 @@ class _Page:
 
     def put(self, export: EventMetrics) -> None:
         """Have `export` rendered; until then, what was rendered of its target stays."""
-        self.waiting[frozenset(export.labels.items())] = export, self._now
+        now = self._now
+        self._keeper_of(export).note(export, now)
+        self.waiting[frozenset(export.labels.items())] = export, now
+
+    def _keeper_of(self, export: EventMetrics) -> _Keeper:
+        key = export.labels.get("ptype", ""), export.labels.get("probe", "")
+        if key not in self.keepers:
+            self.keepers[key] = _Keeper()
+        return self.keepers[key]
 
     async def render(self) -> None:  # noqa: ASYNC910  # few exports take no step
         """Render what waits."""
@@ -522,6 +555,9 @@ class _Page:
             labels,
             export.labels,
             export.start_timestamp,
+            self._keeper_of(export),
+            arrived,
+            resolved.gone_at - arrived,
             resolved.gone_at,
         )
         series = _series(labels)
@@ -582,14 +618,21 @@ class _Page:
     def _is_gone(self, target: _Target, now: float) -> bool:
         if target.gone_at > now:
             return False
+        keeper = target.keeper
         waiting = self.waiting.get(frozenset(target.exported_labels.items()))
-        if waiting is None:
+        if waiting is not None:
+            # It has come again, though it is not rendered yet.
+            target.arrived = waiting[1]
+            target.gone_at = when_gone(*waiting)
+        if target.gone_at <= now and not keeper.has_left_out(target.arrived):
+            # In a busy loop, passes may take longer than intervals, up to twice as long.
+            newest = min(keeper.arrived, target.arrived + target.lifetime)
+            target.gone_at = newest + target.lifetime
+        if target.gone_at <= now:
             return True
-        # It has come, though it is not rendered yet.
-        target.gone_at = when_gone(*waiting)
         for family in target.families:
             family.used_until = max(family.used_until, target.gone_at)
-        return target.gone_at <= now
+        return False
 
     def _drop(self, series: Series) -> None:
         for family in self._targets.remove(series).families:

@@ -172,6 +172,8 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
         prober = Prober(probe, lambda: endpoints, interval=1, timeout=1, max_concurrent=500)
         keeper = StatsKeeper("tcp", "overload", lambda: endpoints, export_interval=2)
         async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(results_send.send, Result(key, {"total": 1}))
             _, served_at = await nursery.start(prometheus.serve, 0)
             nursery.start_soon(prometheus.run, exports)
             nursery.start_soon(keeper.run, results, exports_send)

@@ -22,7 +22,7 @@ from trio._core._ki import _CODE_KI_PROTECTION_STATUS_WMAP, ki_protection_enable
 from trio.testing import MockClock
 
 import trio_statskeeper
-from trio_statskeeper._nursery import leaf_exceptions
+from trio_statskeeper._exceptions import leaf_exceptions
 
 Line: TypeAlias = tuple[str, int, bool]
 """A file, the number of a line, and whether it is protected."""

@@ -53,9 +53,12 @@ class Received:
 
     @property
     def metrics(self):
-        [of_resource] = self.message.resource_metrics
-        [of_scope] = of_resource.scope_metrics
-        return of_scope.metrics
+        return [
+            metric
+            for of_resource in self.message.resource_metrics
+            for of_scope in of_resource.scope_metrics
+            for metric in of_scope.metrics
+        ]
 
 
 class Collector:

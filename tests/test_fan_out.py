@@ -196,8 +196,22 @@ async def test_an_output_that_closes_its_channel_gets_no_more_and_the_others_go_
     two.returning[0].set()
     assert two.received[1] == [("a", 1), ("a", 2), ("a", 3)]
     assert told() == [
-        "Outputs.output: closed its channel before the exports ended; it gets no more"
+        "Outputs.output: closed its channel before it had all exports; 1 are dropped"
     ]
+
+
+async def test_an_output_that_takes_nothing_for_long_is_logged_and_so_is_its_recovery(
+    two, told, caplog, autojump_clock
+):
+    caplog.set_level("INFO")
+    await two.listen(1)
+    for total in range(5):
+        await two.send(export("a", total))
+        await trio.sleep(9)
+    assert told() == ["Outputs.output: takes no exports; the newest of each target wait"]
+    await two.listen(0)
+    await two.send(export("a", 5))
+    assert told()[1:] == ["Outputs.output: recovered"]
 
 
 async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, told):
@@ -206,7 +220,7 @@ async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, tol
     two.returning[0].set()
     await two.send(export("a", 2))
     assert two.received[1] == [("a", 1), ("a", 2)]
-    assert told() == ["Outputs.output: returned before the exports ended; it gets no more"]
+    assert told() == ["Outputs.output: returned before it had all exports; 1 are dropped"]
 
 
 @pytest.mark.parametrize("room", [2, 200], ids=["some do not fit", "all fit"])
@@ -313,7 +327,7 @@ async def test_after_the_end_an_output_that_gives_up_does_not_take_the_others_al
         outputs.returning[0].set()
         await outputs.listen(1)
     assert outputs.received[1] == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
-    assert told() == ["Outputs.output: returned before the exports ended; it gets no more"]
+    assert told() == ["Outputs.output: returned before it had all exports; 4 are dropped"]
 
 
 async def test_cancelled_it_ends_all_channels_and_raises_a_bare_cancelled(caplog):

@@ -29,7 +29,7 @@ import trio
 
 from ._event_metrics import EventMetrics
 from ._log import logger
-from ._newest import Newest, arrival_of
+from ._newest import Newest, arrival_of, when_gone
 from ._nursery import open_flat_nursery
 
 # What an output is: an async function that receives exports until they end.
@@ -39,8 +39,11 @@ Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitabl
 # them back takes about a tenth of a millisecond.
 _BUFFER = 200
 
+# Exports that are dropped between two checkpoints: freeing many at once takes long.
+_DROPPED_BATCH = 500
+
 # Seconds of receiving between two checkpoints.
-_STEP = 0.001
+_STEP = 0.0005
 
 
 @trio.lowlevel.enable_ki_protection
@@ -119,7 +122,11 @@ async def _receive(
                     break
                 export = exports.receive_nowait()
         for feed in feeds.copy():
-            feed.wake()
+            if feed in feeds:
+                feed.wake()
+            if perf_counter() >= pause_at:
+                await trio.lowlevel.checkpoint()
+                pause_at = perf_counter() + _STEP
 
 
 @attrs.define(eq=False)
@@ -136,6 +143,9 @@ class _Feed:
 
     name: str = attrs.field(init=False, default="")
     waiting: Newest = attrs.field(init=False, factory=Newest)
+    # When it took an export, or there was none to take, and whether that is long ago.
+    _taken_at: float = attrs.field(init=False, factory=trio.current_time)
+    _is_stuck: bool = attrs.field(init=False, default=False)
     # The first of what waits, as they were put into the channel.
     _offered: deque[EventMetrics] = attrs.field(init=False, factory=deque[EventMetrics])
     _idle: trio.lowlevel.ParkingLot = attrs.field(
@@ -147,7 +157,7 @@ class _Feed:
         """Fill the channel whenever there is room, until the end."""
         with self._send, self._recall, suppress(trio.ClosedResourceError):
             try:
-                while True:  # noqa: ASYNC913  # likewise
+                while self in self._active:
                     further = self.fill()
                     if further:
                         self._offered.append(further[0])
@@ -160,6 +170,9 @@ class _Feed:
                         await self._idle.park()
             finally:
                 self.close()
+                while len(self.waiting):
+                    self.waiting.drop(_DROPPED_BATCH)
+                    await trio.lowlevel.cancel_shielded_checkpoint()
 
     def wake(self) -> None:
         """Have the channel filled: by `run` in a step of its own, or now if it can't."""
@@ -176,6 +189,7 @@ class _Feed:
             return []
         untaken = channel.current_buffer_used + channel.tasks_waiting_send
         taken = len(self._offered) - untaken
+        self._note_taken(taken, untaken)
         self.waiting.done([self._offered.popleft() for _ in range(taken)])
         first = self.waiting.first(_BUFFER + 1)
         if len(first) < untaken or not all(map(is_, self._offered, first)):
@@ -191,6 +205,20 @@ class _Feed:
             self._idle.unpark()
         return first[len(self._offered) :]
 
+    def _note_taken(self, taken: int, untaken: int) -> None:
+        """Log an output that takes nothing for three export intervals, and its recovery."""
+        now = trio.current_time()
+        if taken or not untaken:
+            self._taken_at = now
+            if self._is_stuck:
+                self._is_stuck = False
+                logger.info("%s: recovered", self.name)
+        elif not self._is_stuck and when_gone(self._offered[0], self._taken_at) < now:
+            self._is_stuck = True
+            logger.warning(
+                "%s: takes no exports; the newest of each target wait", self.name
+            )
+
     def end(self) -> None:
         """Say that no more exports come."""
         self.waiting.end()
@@ -199,9 +227,13 @@ class _Feed:
     def stop(self, why: str) -> None:
         """Keep nothing more for the output, if it has not got everything."""
         if self in self._active:
+            waiting = len(self.waiting)
             self.close()
             logger.warning(
-                "%s: %s before the exports ended; it gets no more", self.name, why
+                "%s: %s before it had all exports; %d are dropped",
+                self.name,
+                why,
+                waiting,
             )
             if not self._active:
                 self._receiving.cancel()
@@ -212,5 +244,4 @@ class _Feed:
             self._active.remove(self)
         self._send.close()
         self._offered.clear()
-        self.waiting = Newest()
         self.end()

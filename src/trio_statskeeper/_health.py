@@ -6,13 +6,12 @@ import errno
 import logging
 import math
 import re
-from typing import cast
 
 import attrs
 import trio
 
+from ._exceptions import leaf_exceptions
 from ._log import logger
-from ._nursery import leaf_exceptions
 from ._values import quote
 
 TIMEOUT = "timeout"
@@ -73,26 +72,6 @@ def describe(error: BaseException) -> str:
         return repr(error)
     except Exception:  # noqa: BLE001  # whatever its repr does, it is not what went wrong
         return quote(error)
-
-
-def forget_tracebacks(error: BaseException) -> None:
-    """Drop the tracebacks of an exception, and of all that it refers to.
-
-    An exception that is raised again and again, such as a constant of a module, gets longer
-    by each traceback, and keeps alive what the frames in it held.
-    """
-    seen = set[int]()
-    rest = [error]
-    while rest:
-        each = rest.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        # Not by assignment, which an exception that is a frozen dataclass refuses.
-        BaseException.with_traceback(each, None)
-        if isinstance(each, BaseExceptionGroup):
-            rest.extend(cast("BaseExceptionGroup[BaseException]", each).exceptions)
-        rest.extend(e for e in (each.__cause__, each.__context__) if e is not None)
 
 
 @attrs.define(eq=False)

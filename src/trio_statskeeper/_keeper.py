@@ -22,8 +22,8 @@ The end comes in one of three ways:
 - `run` is cancelled: both tasks are. What is left in the buffer is folded in and
   `results` closed, in one step, so that no sender can come between. With
   `flush_timeout`, a last pass follows under a shield.
-- A task raises, for instance because nobody listens to the exports any more: the other
-  task is cancelled, and the buffer folded in as above.
+- A task raises, for instance because all receivers of the exports channel are closed: the
+  other task is cancelled, and the buffer folded in as above.
 
 The two tasks run in a nursery, which wraps what they raise in a group;
 `open_flat_nursery` unwraps it.
@@ -113,7 +113,7 @@ class KeeperStatistics:
 
     clock_behind: float
     """Seconds that `clock` was behind the newest timestamp when it was last read, or 0.0.
-    Above 0 after the wall clock was set back: timestamps go on increasing nevertheless."""
+    Above 0 while timestamps are ahead of the clock, mostly because it was set back."""
 
 
 def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
@@ -308,7 +308,7 @@ class StatsKeeper:
 
         Raises:
           trio.BusyResourceError: if it is running already; no channel is closed then.
-          trio.BrokenResourceError: if nobody listens to `exports` any more.
+          trio.BrokenResourceError: if all receivers of `exports` are closed.
           BaseException: what `targets`, a label's function or `clock` raised. No exception
             is wrapped in a group.
         """
@@ -476,7 +476,7 @@ class StatsKeeper:
     async def _pass(self, exports: trio.MemorySendChannel[EventMetrics]) -> None:
         """Send the totals of all listed targets as they are at the time of the call."""
         if exports.statistics().open_receive_channels == 0:
-            raise trio.BrokenResourceError("nobody listens to the exports any more")
+            raise trio.BrokenResourceError("all receivers of the exports are closed")
         totals = self._totals
         timestamp = self._pass_timestamp()
         stale = self._now() - self._expire_after
@@ -646,7 +646,7 @@ class StatsKeeper:
                 )
             else:
                 logger.info(
-                    "%s/%s: clock recovered: it is no longer behind the newest timestamp",
+                    "%s/%s: clock recovered",
                     self.ptype,
                     self.name,
                 )

@@ -104,6 +104,12 @@ class Newest:
             elif series in self._waiting:
                 self._waiting.move_to_end(series)
 
+    def drop(self, count: int) -> None:
+        """Drop the first `count`."""
+        for _ in range(min(count, len(self._waiting))):
+            series, _ = self._waiting.popitem(last=False)
+            del self._stale_at[series]
+
     def end(self) -> None:
         """Say that no more exports come."""
         self.ended = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
 
 import trio
 
+from ._exceptions import leaf_exceptions
 from ._log import logger
+from ._values import quote
 
 
 @asynccontextmanager
@@ -32,18 +33,20 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
         return
     if others is not None:
         chosen = min(others.exceptions, key=lambda error: isinstance(error, Exception))
-        for other in (e for e in others.exceptions if type(e) is not type(chosen)):
-            logger.error("another exception in the same nursery", exc_info=other)
+        _log_others(others.exceptions, chosen)
     try:
         raise chosen
     finally:
         del others, chosen  # else they'd refer to themselves, by their tracebacks
 
 
-def leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
-    """Go through the exceptions of a group, and of groups within it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaf_exceptions(inner)
-    else:
-        yield error
+# A function of its own: a loop variable would keep an exception alive that has this
+# module's frame in its traceback.
+def _log_others(raised: Sequence[BaseException], chosen: BaseException) -> None:
+    """Log what is not raised; many tasks may have raised the same, though."""
+    said = {quote(chosen)}
+    for other in raised:
+        text = quote(other)
+        if text not in said:
+            said.add(text)
+            logger.error("%s was raised, too: %s", quote(chosen), text, exc_info=other)

@@ -44,7 +44,7 @@ from ._values import quote
 
 # Exports that are received in one step, and sent ones that are removed in one.
 _BATCH = 200
-_REMOVED_BATCH = 500
+_REMOVED_BATCH = 200
 
 # Seconds for which further exports are waited for after the first: a pass comes in batches.
 _GATHERING = 0.05
@@ -57,7 +57,7 @@ _STATISTICS_INTERVAL = 10.0
 # further than to the smallest; if the connection was just cut off, which may have other
 # causes, not further than to the guessed.
 _REQUEST_SIZE = 1_000_000
-_REQUEST_EXPORTS = 2_000
+_REQUEST_EXPORTS = 1_000
 _SMALLEST_SIZE = 10_000
 _GUESSED_SIZE = 50_000
 

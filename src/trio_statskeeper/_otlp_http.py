@@ -84,7 +84,14 @@ class Problem:
 
 
 def without_secrets(url: str) -> str:
+    """Return a valid URL without its user, password and query."""
     return re.sub("//[^/]*@", "//", url).partition("?")[0]
+
+
+def quote_invalid(url: str) -> str:
+    """Quote an invalid URL, of which all before the last @ may belong to a password."""
+    shown = re.sub(r"(?is)^([a-z][a-z0-9+.-]*://)?.*@", r"\1", url)
+    return quote(shown.partition("?")[0])
 
 
 # Proxies
@@ -139,7 +146,8 @@ def _proxy(scheme: str, address: str) -> httpcore2.Proxy:
         address = f"http://{address}"
     try:
         url = httpx2.URL(address)
-    except httpx2.InvalidURL:
+        url.raw_host.decode("ascii").encode("idna")
+    except (httpx2.InvalidURL, UnicodeError):
         url = httpx2.URL()
     if (
         url.scheme not in ("http", "https")
@@ -148,7 +156,7 @@ def _proxy(scheme: str, address: str) -> httpcore2.Proxy:
     ):
         raise ValueError(
             f"{name} must be the URL of an HTTP proxy, like 'http://proxy:3128', got "
-            f"{quote(without_secrets(address))}; list the collector in NO_PROXY if it "
+            f"{quote_invalid(address)}; list the collector in NO_PROXY if it "
             "needs no proxy"
         )
     return httpcore2.Proxy(
@@ -268,7 +276,9 @@ class Client:
                                 reading.cancel()
         except trio.TooSlowError:
             what = f"no answer within {self._timeout:g} s"
-            return Problem(what + self._hint())  # noqa: ASYNC910  # time has passed
+            # A body that is too large for something in between may get no answer either.
+            what += self._hint()
+            return Problem(what, kind="cut off")  # noqa: ASYNC910  # time has passed
         except (
             httpcore2.NetworkError,
             httpcore2.ProtocolError,

@@ -34,6 +34,10 @@ _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-sta
 # Nanoseconds have 64 bits.
 _TOO_LATE = 2**64 / 1e9
 
+# Bytes that are serialized in one step. Parts of a message that follow one upon the other
+# are one message: https://protobuf.dev/programming-guides/encoding/#last-one-wins
+_PART_SIZE = 200_000
+
 # What receivers that are based on Prometheus make of service.name and service.instance.id.
 _OVERWRITTEN = frozenset(("job", "instance"))
 
@@ -51,13 +55,20 @@ class Request:
     overwritten: set[str] = attrs.field(init=False, factory=set[str])
     """Labels that receivers may overwrite."""
 
-    _message: ExportMetricsServiceRequest = attrs.field(
-        init=False, factory=ExportMetricsServiceRequest
-    )
+    # Serialized parts, which follow one upon the other, and the bytes of their data points.
+    _parts: list[bytes] = attrs.field(init=False, factory=list[bytes])
+    _size_of_parts: int = attrs.field(init=False, default=0)
+    # The part that is being built.
+    _message: ExportMetricsServiceRequest = attrs.field(init=False)
     _metrics: Any = attrs.field(init=False)
-    _data_points: dict[Family, Any] = attrs.field(init=False, factory=dict[Family, Any])
+    _data_points: dict[Family, Any] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._begin_part()
+
+    def _begin_part(self) -> None:
+        self._message = ExportMetricsServiceRequest()
+        self._data_points = {}
         of_resource = self._message.resource_metrics.add()
         for name, value in self.resource_attributes.items():
             attribute = _attribute(valid_text(name), valid_text(value))
@@ -110,10 +121,17 @@ class Request:
                 if further:
                     yield
         yield
+        yield from self._end_large_part()
+
+    def _end_large_part(self) -> Iterator[None]:
+        if self.size - self._size_of_parts >= _PART_SIZE:
+            self._parts.append(self._message.SerializeToString())
+            self._size_of_parts = self.size
+            self._begin_part()
+            yield
 
     def serialize(self) -> bytes:
-        serialized: bytes = self._message.SerializeToString()
-        return serialized
+        return b"".join((*self._parts, self._message.SerializeToString()))
 
     def _data_points_of(self, family: Family) -> Any:
         if family not in self._data_points:

@@ -16,16 +16,17 @@ missed, so that nothing piles up.
 One more task (`_watch`) looks after runs that are still going on after their deadline. It
 gives a probe a few turns to end upon its cancellation. A run that does not is stuck: its
 result is sent on its behalf, and what its probe returns or raises later is ignored. So
-each run has one result, from the task that takes it out of `in_flight`. It keeps the slot
-of its target until it really ends, but not its part of `max_concurrent`, which others need.
+each run has at most one result, from the task that takes it out of `in_flight`. A stuck run
+keeps the slot of its target until it really ends, but not its part of `max_concurrent`,
+which others need.
 
 Both tasks measure how late they wake up, and so notice when the loop stood still (see
 `Wakeups`). Runs that came due meanwhile are missed, and runs that were in flight for longer
 than their timeout are inconclusive.
 
-User code can be interrupted by Ctrl-C at any point. The prober's own code can't, for Trio's
-nurseries and channels do not bear it: there, Trio raises KeyboardInterrupt in the main task
-instead.
+User code can be interrupted by Ctrl-C at any point. The prober's own code can't, as Trio's
+nurseries and channels are not safe against it: there, Trio raises KeyboardInterrupt in the
+main task instead.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ import trio
 
 from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint, endpoints_of
-from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, forget_tracebacks
-from ._nursery import leaf_exceptions, open_flat_nursery
+from ._exceptions import forget_tracebacks, leaf_exceptions
+from ._health import TIMEOUT, Health, HealthLog, cause_of, describe
+from ._nursery import open_flat_nursery
 from ._schedule import MIN_STALL, Wakeups, offset_of
 from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, quote
 
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
-"""Probes an endpoint once: returns, perhaps further metrics, when the endpoint is well, and
-raises when it is not."""
+"""Probes an endpoint once: returns, perhaps further metrics, when the endpoint is healthy,
+and raises when it is not."""
 
 Ts = TypeVarTuple("Ts")
 
@@ -199,6 +201,8 @@ class _Target:
     """The number of the interval in which it was listed last."""
     waiting: bool = False
     """Whether a run of it has not begun yet."""
+    missed: bool = False
+    """Whether its newest run was missed because of a stall: the next one is not."""
     runs: set[_Run] = attrs.field(factory=set[_Run])
     """Those in progress."""
     health: Health | None = None
@@ -277,7 +281,8 @@ class Prober:
     level DEBUG.
 
     Raises:
-      TypeError: if `probe` is not async, `targets` not callable, or a number none.
+      TypeError: if `probe` is not async, `targets` is not callable, or an argument is not a
+        number.
       ValueError: if a number is out of range.
     """
 
@@ -300,8 +305,8 @@ class Prober:
     max_concurrent: int | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(whole(1))
     )
-    """How many probes may run at once, stuck ones not included, lest they hold up other
-    targets; None: any number."""
+    """How many probes may run at once; None: any number. Stuck ones do not count, as they
+    would delay other targets."""
 
     name: str = attrs.field(
         default="", kw_only=True, validator=attrs.validators.instance_of(str)
@@ -333,7 +338,7 @@ class Prober:
 
         Raises:
           trio.BusyResourceError: if it is running already; the channel is not closed then.
-          trio.BrokenResourceError: if nobody listens to `results` any more.
+          trio.BrokenResourceError: if the receiving end of `results` is closed.
           BaseException: what `targets` raised. No exception is wrapped in a group.
         """
         progress = self._progress
@@ -397,7 +402,9 @@ class Prober:
                     await wakeups.sleep_until(due)
                     now = trio.current_time()
                     pause_at = perf_counter() + _STEP_TIME
-                if target.waiting or due < wakeups.missed_before:
+                stalled = due < wakeups.missed_before and not target.missed
+                if target.waiting or stalled:
+                    target.missed = stalled
                     progress.runs_missed += 1
                 else:
                     target.waiting = True
@@ -422,6 +429,7 @@ class Prober:
         # A run that was just started is in progress only after a checkpoint.
         await progress.wakeups.sleep_until(now)
         pause_at = perf_counter() + _STEP_TIME
+        listed = 0
         for endpoint in endpoints:
             if perf_counter() >= pause_at:
                 await progress.wakeups.sleep_until(now)
@@ -436,6 +444,9 @@ class Prober:
                 continue
             target.endpoint = endpoint
             target.interval = interval
+            listed += 1
+        if listed == len(progress.order):
+            return
         delisted = [target for target in progress.order if target.interval != interval]
         progress.order[:] = [t for t in progress.order if t.interval == interval]
         while delisted:
@@ -483,7 +494,6 @@ class Prober:
                 finally:
                     if run.sent is None:
                         limit.release()
-                await trio.lowlevel.checkpoint_if_cancelled()
                 if deltas is not None:
                     result = PlainResult(target.endpoint.key, deltas)
                     await run.wait(results.send_nowait, results.send, result)
@@ -524,7 +534,7 @@ class Prober:
             raise _Delisted
         error: BaseException | None = None
         further: Mapping[str, Value] = {}
-        target.waiting = False
+        target.waiting = target.missed = False
         run.began = begin
         run.deadline = deadline
         progress.in_flight[run] = None
@@ -546,6 +556,7 @@ class Prober:
                 progress.runs_stuck -= 1
         end = trio.current_time()
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if end >= deadline:
                 # If the loop stood still, the watch wakes up by the next turn.
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -559,7 +570,8 @@ class Prober:
         wakeups = self._progress.wakeups
         if run.scope is None:  # it has waited for nothing but the loop
             wakeups.woke(started)
-        missed = due < wakeups.missed_before
+        missed = due < wakeups.missed_before and not run.target.missed
+        run.target.missed = missed
         self._progress.runs_missed += missed
         return missed
 
@@ -633,13 +645,16 @@ class Prober:
             if first is None:
                 progress.wanted = trio.Event()
                 await progress.wanted.wait()
+                for first in progress.in_flight:
+                    progress.wakeups.woke(first.began)
+                    break
                 continue
             # No run that begins while it sleeps has a deadline before the next pulse.
             until = min(max(first.deadline, now) + grace, now + pulse)
             await progress.wakeups.sleep_until(until)
             overdue = self._overdue(trio.current_time() - grace)
             for _ in range(_GRACE_TURNS if overdue else 0):
-                await trio.lowlevel.checkpoint()
+                await progress.wakeups.sleep_until(until)
             for count, run in enumerate(overdue, 1):
                 if run in progress.in_flight:
                     self._give_up(run, results, runs)

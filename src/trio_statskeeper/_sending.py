@@ -44,8 +44,8 @@ async def send_all(
       note_sent: called for each item that was received or buffered.
 
     Raises:
-      BaseException: what `items` raised, once the items before were received; and what
-        `send` raises.
+      BaseException: what `items` raised, an `Exception` once the items before were
+        received; and what `send` raises.
     """
     await _Sending(channel, items, note_sent).send_all(at_most)
 
@@ -62,7 +62,7 @@ class _Sending(Generic[T]):
     _time_left: float = attrs.field(init=False, factory=lambda: _TIME_PER_STEP)
     _turn: int = attrs.field(init=False, default=0)
     _ended: bool = attrs.field(init=False, default=False)
-    _raised: BaseException | None = attrs.field(init=False, default=None)
+    _raised: Exception | None = attrs.field(init=False, default=None)
 
     @trio.lowlevel.enable_ki_protection
     async def send_all(self, at_most: int) -> None:  # noqa: ASYNC910  # see `_send`
@@ -121,10 +121,10 @@ class _Sending(Generic[T]):
             except StopIteration:
                 self._ended = True
                 break
-            except BaseException as error:  # noqa: ASYNC103, BLE001  # see `send_all`
+            except Exception as error:  # noqa: BLE001  # see `send_all`
                 self._raised = error
                 self._ended = True
-                break  # noqa: ASYNC104
+                break
             self._time_left -= perf_counter() - began
         return item
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-# Receivers that keep milliseconds, and take each instant once, are to take all.
+# Some receivers round to milliseconds, and reject a second sample of the same instant.
 _LEAST_STEP = 0.001
 
 
 def later_timestamp(now: float, last: float) -> float:
-    """Return `now` if it is later than `last` by a millisecond, else what just is."""
-    if now > last and now >= last + _LEAST_STEP:
-        return now
-    # As floats have it: never less than a millisecond, however the sum was rounded.
-    return math.nextafter(last + _LEAST_STEP, math.inf)
+    """Return `now`, or the least timestamp that is later than `last` by a millisecond."""
+    # The sum may be rounded down.
+    return max(now, math.nextafter(last + _LEAST_STEP, math.inf))

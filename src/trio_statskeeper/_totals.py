@@ -39,6 +39,7 @@ from weakref import WeakValueDictionary
 import attrs
 
 from ._endpoint import Endpoint, checked_endpoint
+from ._exceptions import forget_tracebacks
 from ._values import (
     MAX_NUMBER,
     Distribution,
@@ -439,7 +440,7 @@ class Totals:
             if type(key) is not str:
                 key = plain_str(key)
         except Exception as error:  # noqa: BLE001  # it is the user's code that ran
-            self._reject("error", quote(error))
+            self._reject_for(error)
             return None
 
         delisted = key in self._delisted
@@ -461,7 +462,7 @@ class Totals:
             self._reject(rejection.reason, f"target {quote(key)}: {rejection}")
             return None
         except Exception as error:  # noqa: BLE001  # values may be of the user's classes
-            self._reject("error", f"target {quote(key)}: {quote(error)}")
+            self._reject_for(error, f"target {quote(key)}: ")
             return None
 
         if old is None:
@@ -485,7 +486,7 @@ class Totals:
             # change until then.
             return PlainResult(key, dict(deltas))
         except Exception as error:  # noqa: BLE001  # a dict of the user's own
-            self._reject("error", f"target {quote(key)}: {quote(error)}")
+            self._reject_for(error, f"target {quote(key)}: ")
             return None
 
     def _new_row(self) -> Row:
@@ -493,6 +494,10 @@ class Totals:
 
     def _has_room_for(self, key: str) -> bool:
         return key in self.listed or len(self._never_listed) < self.max_unlisted
+
+    def _reject_for(self, error: Exception, subject: str = "") -> None:
+        self._reject("error", f"{subject}{quote(error)}")
+        forget_tracebacks(error)  # a constant is raised again and again
 
     def _reject(self, reason: Reason, explanation: str) -> None:
         self.rejected[reason] += 1

@@ -155,6 +155,10 @@ class _Outage:
     _written: int = attrs.field(init=False, default=0)
     _logged: set[str] = attrs.field(init=False, factory=set[str])
 
+    def __attrs_post_init__(self) -> None:
+        # All that waits may turn out to be stale: nothing is to be waited for then.
+        self.newest.end()
+
     def keep(self, exports: Iterable[EventMetrics]) -> None:
         for export in exports:
             self.newest.put(export)

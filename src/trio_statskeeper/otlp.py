@@ -21,7 +21,7 @@ import trio
 from ._checks import above_zero, zero_or_more
 from ._event_metrics import EventMetrics
 from ._otlp_delivery import Delivery
-from ._otlp_http import Client, proxy_for, without_secrets
+from ._otlp_http import Client, proxy_for, quote_invalid, without_secrets
 from ._own_statistics import Observed, checked_statistics
 from ._values import quote
 
@@ -37,12 +37,13 @@ _OWN_HEADERS = frozenset(
 def _endpoint(endpoint: str) -> str:
     if not isinstance(endpoint, str):
         raise TypeError(f"endpoint must be a URL as a string, got {quote(endpoint)}")
-    shown = quote(without_secrets(endpoint))
+    shown = quote_invalid(endpoint)
     try:
         url = httpx2.URL(endpoint)
         url.raw_host.decode("ascii").encode("idna")
     except (httpx2.InvalidURL, UnicodeError) as error:
-        raise ValueError(f"endpoint must be a URL, got {shown}: {error}") from None
+        why = "" if "@" in endpoint else f": {error}"  # which may quote a password
+        raise ValueError(f"endpoint must be a URL, got {shown}{why}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
             f"endpoint must be like 'http://localhost:4318' or 'https://…', got {shown}"

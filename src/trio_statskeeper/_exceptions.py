@@ -1,0 +1,35 @@
+"""Groups of exceptions, and exceptions that are raised again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+
+def leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
+    """Go through the exceptions of a group, and of groups within it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaf_exceptions(inner)
+    else:
+        yield error
+
+
+def forget_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an exception, and of all that it refers to.
+
+    An exception that is raised again and again, such as a constant of a module, gets longer
+    by each traceback, and keeps alive what the frames in it held.
+    """
+    seen = set[int]()
+    rest = [error]
+    while rest:
+        each = rest.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        # Not by assignment, which an exception that is a frozen dataclass refuses.
+        BaseException.with_traceback(each, None)
+        if isinstance(each, BaseExceptionGroup):
+            rest.extend(cast("BaseExceptionGroup[BaseException]", each).exceptions)
+        rest.extend(e for e in (each.__cause__, each.__context__) if e is not None)

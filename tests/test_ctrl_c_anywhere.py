@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
-import httpx2
+import httpcore2
 import pytest
 import trio
 from every_line import CtrlC, press_at_every_line
-from fake_collector import ENDPOINT, Collector
+from fake_collector import ENDPOINT, Answer, Collector
 from helpers import Result, channel_of, make_keeper
 
 from trio_statskeeper import (
@@ -24,6 +27,7 @@ from trio_statskeeper import (
     ProbeResult,
     StatsKeeper,
     fan_out,
+    lines,
 )
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
@@ -41,10 +45,18 @@ def export(target: str, total: int) -> EventMetrics:
     return EventMetrics(total, 0, {"dst": target}, {"total": total}, 1, 10)
 
 
+# What is sent at once.
+BATCH = 3
+
+
 async def produce(
-    channel: trio.MemorySendChannel[Any], items: list[Any], sent: list[Any], pause: float
+    channel: trio.MemorySendChannel[Any],
+    items: list[Any],
+    sent: list[Any],
+    pause: float,
+    may_end: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Send `items`, three at a time."""
+    """Send `items` in batches, and close the channel when that is allowed."""
     with channel:
         for number, item in enumerate(items):
             try:
@@ -52,8 +64,10 @@ async def produce(
             except trio.BrokenResourceError:
                 return
             sent.append(item)
-            if number % 3 == 2:
+            if number % BATCH == BATCH - 1:
                 await trio.sleep(pause)
+        while not may_end():
+            await trio.sleep(0.01)
 
 
 async def consume(channel: trio.MemoryReceiveChannel[Any], received: list[Any]) -> None:
@@ -64,10 +78,10 @@ async def consume(channel: trio.MemoryReceiveChannel[Any], received: list[Any]) 
 
 @attrs.define(eq=False)
 class Probing:
-    """A prober of targets that come and go."""
+    """A prober of targets that come and go, one of which gets stuck."""
 
     prober: Prober = attrs.field(init=False)
-    listed: list[str] = attrs.field(init=False, factory=lambda: ["ab", "bc", "b"])
+    listed: list[str] = attrs.field(init=False, factory=lambda: ["abd", "bcd", "b"])
     received: list[ProbeResult] = attrs.field(init=False, factory=list)
     results: trio.MemorySendChannel[ProbeResult] = attrs.field(init=False)
 
@@ -79,7 +93,9 @@ class Probing:
         return [Endpoint(key) for key in listed]
 
     async def probe(self, endpoint: Endpoint) -> None:
-        await trio.sleep({"a": 0.9, "b": 0, "c": 0.1}[endpoint.key])
+        seconds = {"a": 0.9, "b": 0, "c": 0.1, "d": 1.2}[endpoint.key]
+        with trio.CancelScope(shield=endpoint.key == "d"):
+            await trio.sleep(seconds)
         if endpoint.key == "c":
             raise OSError
 
@@ -93,7 +109,7 @@ class Probing:
     def check(self) -> None:
         statistics = self.prober.statistics()
         assert statistics.results_sent == len(self.received)
-        assert statistics.running == statistics.targets == 0
+        assert statistics.running == statistics.runs_stuck == statistics.targets == 0
         assert not is_open(self.results)
 
 
@@ -127,79 +143,155 @@ def exports_of(targets: str, rounds: int) -> list[EventMetrics]:
     return [export(target, number + 1) for number in range(rounds) for target in targets]
 
 
+Totals: TypeAlias = dict[str, float]
+"""The newest total by target."""
+
+Exports: TypeAlias = list[EventMetrics]
+
+
+def everything(sent: Exports) -> Exports:
+    return sent
+
+
+def all_but_the_last_batch(sent: Exports) -> Exports:
+    return sent[: (len(sent) - 1) // BATCH * BATCH]
+
+
 @attrs.define(eq=False)
 class Outputting:
-    """An output, until its exports end."""
+    """One or more outputs, until their exports end."""
 
     output: Callable[..., Any]
-    expected: Callable[[list[EventMetrics]], bool]
+    put_out: list[Callable[[], Totals]]
+    """What each output has put out."""
+    never_lost: Callable[[Exports], Exports]
+    """Returns the part of what was sent that each puts out even if it is interrupted."""
     pause: float = 0.4
-    sent: list[EventMetrics] = attrs.field(init=False, factory=list)
+    may_end: Callable[[], bool] = lambda: True
+    """Whether enough has happened for the exports to end."""
+    sent: Exports = attrs.field(init=False, factory=list)
     exports: trio.MemoryReceiveChannel[EventMetrics] = attrs.field(init=False)
+    ctrl_c: CtrlC = attrs.field(init=False)
 
     async def run(self, ctrl_c: CtrlC) -> None:
+        self.ctrl_c = ctrl_c
         send, self.exports = trio.open_memory_channel[EventMetrics](0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(produce, send, exports_of("ab", 2), self.sent, self.pause)
+            items = exports_of("abc", 3)
+            nursery.start_soon(produce, send, items, self.sent, self.pause, self.may_end)
             await ctrl_c.watch(self.output, self.exports)
 
     def check(self) -> None:
         assert not is_open(self.exports)
-        assert self.expected(self.sent)
+        newest = totals_of(self.sent)
+        kept = totals_of(self.never_lost(self.sent) if self.ctrl_c.struck else self.sent)
+        for put_out in self.put_out:
+            totals = put_out()
+            assert kept.keys() <= totals.keys() <= newest.keys()
+            for target, total in totals.items():
+                assert kept.get(target, 1) <= total <= newest[target]
 
 
-def totals_of(exports: list[EventMetrics]) -> dict[str, Any]:
-    """Return the newest total by target."""
+def totals_of(exports: Exports) -> Totals:
     return {each.labels["dst"]: each.metrics["total"] for each in exports}
 
 
-@attrs.define(eq=False)
-class FanningOut:
-    """A `fan_out` to two outputs, until its exports end."""
-
-    sent: list[EventMetrics] = attrs.field(init=False, factory=list)
-    channels: list[Any] = attrs.field(init=False, factory=list)
-
-    async def run(self, ctrl_c: CtrlC) -> None:
-        send, exports = trio.open_memory_channel[EventMetrics](0)
-        self.channels = [exports]
-        outputs = [PrometheusExporter().run, PrometheusExporter().run]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(produce, send, exports_of("abc", 3), self.sent, 0.4)
-            await ctrl_c.watch(fan_out, exports, *outputs)
-
-    def check(self) -> None:
-        assert not any(map(is_open, self.channels))
+def shown_by(exporter: PrometheusExporter) -> Totals:
+    trio.run(exporter._page.render)  # as a scrape does first
+    return {
+        sample.labels["dst"]: sample.value
+        for metric in exporter.collect()
+        for sample in metric.samples
+        if sample.name == "probe_total"
+    }
 
 
 def showing() -> Outputting:
     exporter = PrometheusExporter()
+    return Outputting(exporter.run, [partial(shown_by, exporter)], everything)
 
-    def expected(sent: list[EventMetrics]) -> bool:
-        shown = {
-            sample.labels["dst"]: sample.value
-            for metric in exporter.collect()
-            for sample in metric.samples
-            if sample.name == "probe_total"
-        }
-        return shown == totals_of(sent)
 
-    return Outputting(exporter.run, expected)
+def fanning_out() -> Outputting:
+    exporters = [PrometheusExporter(), PrometheusExporter()]
+
+    async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await fan_out(exports, *(exporter.run for exporter in exporters))
+
+    put_out = [partial(shown_by, exporter) for exporter in exporters]
+    return Outputting(output, put_out, all_but_the_last_batch)
+
+
+def written_to(path: Path) -> Totals:
+    text = path.read_text() if path.exists() else ""
+    return totals_of([EventMetrics.parse(line) for line in text.splitlines()])
 
 
 def writing(path: Path) -> Outputting:
     path.unlink(missing_ok=True)
-
-    def expected(sent: list[EventMetrics]) -> bool:
-        text = path.read_text() if path.exists() else ""
-        return text == "".join(f"{each}\n" for each in sent)
-
-    return Outputting(partial(write_lines, path=path), expected, pause=0)
+    output = partial(write_lines, path=path)
+    return Outputting(output, [partial(written_to, path)], everything, pause=0)
 
 
-def posting() -> Outputting:
-    exporter = OTLPExporter(ENDPOINT)
-    return Outputting(exporter.run, lambda _: not exporter._progress.busy)
+@attrs.define(eq=False)
+class FullDisk:
+    """A disk that has room only at the third attempt, in place of `os.write`."""
+
+    path: Path
+    write: Callable[[int, Any], int]
+    failures: int = attrs.field(init=False)
+    gave_up: bool = attrs.field(init=False)
+    """Whether even the last attempt, which follows Ctrl-C, has failed."""
+    recovered: bool = attrs.field(init=False)
+    play: Outputting = attrs.field(init=False)
+
+    def make(self) -> Outputting:
+        self.failures = 0
+        self.gave_up = self.recovered = False
+        self.play = writing(self.path)
+        self.play.may_end = lambda: self.recovered
+        self.play.never_lost = lambda sent: [] if self.gave_up else sent
+        return self.play
+
+    def __call__(self, descriptor: int, data: Any) -> int:
+        if self.failures < 2:
+            self.failures += 1
+            self.gave_up = self.play.ctrl_c.struck
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.gave_up = False
+        self.recovered = True
+        return self.write(descriptor, data)
+
+
+def totals_at(collector: Collector) -> Totals:
+    newest: Totals = {}
+    for totals in collector.totals:
+        assert all(newest.get(target, 0) <= total for target, total in totals.items())
+        newest.update(totals)
+    return newest
+
+
+def posting(monkeypatch: pytest.MonkeyPatch) -> Outputting:
+    """Return an exporter whose collector has no time at first."""
+
+    def totals() -> Totals:
+        assert not exporter._progress.busy
+        own = [each.values("statskeeper_folded", "probe") for each in collector.received]
+        assert any(own) or play.ctrl_c.struck
+        return totals_at(collector)
+
+    def never_lost(sent: Exports) -> Exports:
+        # One that is cancelled flushes. One in which Ctrl-C is raised does not.
+        ctrl_c = play.ctrl_c
+        cancelled = not ctrl_c.in_main_task and ctrl_c.at is not None and ctrl_c.at[-1]
+        return sent if cancelled else []
+
+    collector = Collector()
+    collector.script = [Answer(503), Answer(after=0.1)]
+    monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    exporter = OTLPExporter(ENDPOINT, statistics=[make_keeper("a")], flush_timeout=5)
+    play = Outputting(exporter.run, [totals], never_lost)
+    return play
 
 
 def open_sockets() -> int:
@@ -265,17 +357,26 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    "make", [Probing, Keeping, FanningOut, showing, posting], ids=lambda make: make.__name__
+    "make", [Probing, Keeping, fanning_out, showing], ids=lambda make: make.__name__
 )
-def test_ctrl_c_ends_it_at_every_line(make, monkeypatch):
-    connected = partial(httpx2.AsyncClient, transport=httpx2.ASGITransport(Collector()))
-    monkeypatch.setattr(httpx2, "AsyncClient", connected)
+def test_ctrl_c_ends_it_at_every_line(make):
     assert press_at_every_line(make) > 50
+
+
+def test_ctrl_c_ends_otlp_at_every_line(monkeypatch):
+    assert press_at_every_line(partial(posting, monkeypatch)) > 100
 
 
 def test_ctrl_c_ends_lines_at_every_line(tmp_path):
     make = partial(writing, tmp_path / "metrics.log")
     assert press_at_every_line(make, mock_clock=False) > 30
+
+
+def test_ctrl_c_ends_an_outage_of_lines_at_every_line(tmp_path, monkeypatch):
+    disk = FullDisk(tmp_path / "metrics.log", os.write)
+    monkeypatch.setattr(os, "write", disk)
+    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.01)
+    assert press_at_every_line(disk.make, mock_clock=False) > 50
 
 
 def test_ctrl_c_ends_a_server_at_every_line():

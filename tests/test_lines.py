@@ -686,7 +686,7 @@ def working_time(monkeypatch):
     return now
 
 
-async def test_others_have_their_turn_after_half_a_millisecond_of_making_lines(
+async def test_others_have_their_turn_before_a_millisecond_of_making_lines_is_over(
     path, working_time, clock
 ):
     turns, turn = [], 0
@@ -702,7 +702,7 @@ async def test_others_have_their_turn_after_half_a_millisecond_of_making_lines(
             await trio.lowlevel.checkpoint()
             turn += 1
     # Trio runs tasks in any order: two steps may come between two turns of this task.
-    assert max(Counter(turns).values()) <= 12
+    assert max(Counter(turns).values()) < 2 * 10
 
 
 async def test_in_a_busy_loop_a_pass_of_two_thousand_targets_takes_less_than_a_second(

@@ -541,6 +541,63 @@ async def test_others_have_their_turn_in_a_scrape_of_many_targets(nursery):
     assert turns >= 50
 
 
+@pytest.mark.parametrize("chunk", [1, 2**16])
+async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
+    mock_clock, monkeypatch, chunk
+):
+    # By a clock that only work moves on: what is called takes so many milliseconds.
+    now = began = longest = 0.0
+
+    def takes(ms, function):
+        def taking_time(*args):
+            nonlocal now
+            now += ms / 1000
+            return function(*args)
+
+        return taking_time
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task):
+            nonlocal began
+            began = now
+
+        def after_task_step(self, task):
+            nonlocal longest
+            longest = max(longest, now - began)
+
+    exporter = PrometheusExporter(statistics=[make_keeper()])
+    metrics = {f"metric {number}": number for number in range(30)}
+    await feed(exporter, *(export(metrics, dst=str(n), probe=str(n)) for n in range(30)))
+    mock_clock.jump(25)
+    await feed(exporter, *(export(metrics, dst=str(n), probe=str(n)) for n in range(20)))
+    mock_clock.jump(25)
+    for number in range(20, 60):
+        exporter._page.put(export(metrics, dst=str(number), probe=str(number)))
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "perf_counter", lambda: now)
+    monkeypatch.setattr(module, "own_statistics", takes(0.4, module.own_statistics))
+    for name in "render_first", "_drop_if_gone":
+        monkeypatch.setattr(module._Page, name, takes(0.05, getattr(module._Page, name)))
+    text = module._Page.text
+    monkeypatch.setattr(
+        module._Page, "text", lambda page: map(takes(0.05, iter), text(page))
+    )
+    body = []
+    note = takes(0.05, body.append)
+
+    async def send(event):  # without a checkpoint, as Hypercorn does to a HEAD
+        note(event.get("body", b""))
+
+    scope = {"type": "http", "path": "/metrics", "method": "HEAD"}
+    trio.lowlevel.add_instrument(steps := Steps())
+    await exporter._answer(scope, trio.sleep_forever, send)
+    await trio.lowlevel.checkpoint()
+    trio.lowlevel.remove_instrument(steps)
+    assert b"".join(body).count(b"probe_metric_29_total{") == 60
+    assert now > 0.01
+    assert longest <= 0.001
+
+
 @pytest.fixture
 def turns(nursery):
     """Count the turns of the scheduler."""

@@ -201,21 +201,21 @@ class PrometheusExporter(Collector):
         return []
 
     def _own_pages(self) -> Iterator[tuple[_Page, _Page]]:
-        """Fill the pages on keepers and probers; each of the iterator's steps is short."""
+        """Fill the pages on keepers and probers; no step of the iterator is long."""
         statistics = _Page(PREFIX, self.created, HELP)
         last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         pages = statistics, last_exports
         for observed in self.statistics:
+            yield pages
             statistics.put(own_statistics(observed))
             statistics.render_first()
-            yield pages
         for (ptype, probe), keeper in list(self._page.keepers.items()):
+            yield pages
             labels = {"ptype": ptype, "probe": probe}
             arrived_at = keeper.arrived_at
             metrics = {_LAST_EXPORT: Gauge(arrived_at)}
             last_exports.put(EventMetrics(arrived_at, arrived_at, labels, metrics))
             last_exports.render_first()
-            yield pages
         yield pages
 
     @trio.lowlevel.enable_ki_protection
@@ -260,25 +260,26 @@ class PrometheusExporter(Collector):
     async def _send_metrics(self, send: _Send) -> None:
         page = self._page
         page.use(trio.lowlevel.current_clock())
-        with trio.move_on_after(_RENDERING_TIMEOUT):
-            await page.render()
-        await page.drop_gone()
-        pages: tuple[_Page, ...] = (page,)
         step = _Step()
+        with trio.move_on_after(_RENDERING_TIMEOUT):
+            await page.render(step)
+        await page.drop_gone(step)
+        pages: tuple[_Page, ...] = (page,)
         for own_pages in self._own_pages():
             pages = page, *own_pages
-            await step.pause_if_over()
+            if step.is_half_over:  # the next page may take as long again
+                await step.pause()
         headers = [(b"content-type", _TEXT)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         body = bytearray()
-        step = _Step()
         for blocks in chain.from_iterable(page.text() for page in pages):
             for block in blocks:
                 body += block
                 if len(body) >= _CHUNK:
                     await _send_body(send, bytes(body), more=True)
                     body.clear()
-                    step = _Step()
+                    # Of what answers a HEAD nothing is sent, and nobody else has a turn.
+                    await step.pause_if_over()
             await step.pause_if_over()
         await _send_body(send, bytes(body), more=False)
 
@@ -411,7 +412,7 @@ async def _close_upon_cancellation(streams: set[trio.SocketStream]) -> None:
 
 @attrs.define(eq=False)
 class _Step:
-    """A step of work, which began now."""
+    """A step of work, which began now. Only a checkpoint may begin another one."""
 
     _ends: float = attrs.field(init=False, factory=lambda: perf_counter() + _STEP_TIME)
 
@@ -424,10 +425,13 @@ class _Step:
         return perf_counter() >= self._ends - _STEP_TIME / 2
 
     async def pause_if_over(self) -> None:  # noqa: ASYNC910
-        """If it is over, let others run, and begin another one."""
         if self.is_over:
-            await trio.lowlevel.checkpoint()
-            self._ends = perf_counter() + _STEP_TIME
+            await self.pause()
+
+    async def pause(self) -> None:
+        """Let others run, and begin another one."""
+        await trio.lowlevel.checkpoint()
+        self._ends = perf_counter() + _STEP_TIME
 
 
 @attrs.define(eq=False)
@@ -538,9 +542,8 @@ class _Page:
             self.keepers[key] = _Keeper()
         return self.keepers[key]
 
-    async def render(self) -> None:  # noqa: ASYNC910  # few exports take no step
+    async def render(self, step: _Step) -> None:  # noqa: ASYNC910  # few take no turn
         """Render what waits."""
-        step = _Step()
         while self.waiting:
             self.render_first()
             await step.pause_if_over()
@@ -602,10 +605,9 @@ class _Page:
             else:
                 self._drop_if_gone(*looked_at, now)
 
-    async def drop_gone(self) -> None:  # noqa: ASYNC910  # few targets take no step
+    async def drop_gone(self, step: _Step) -> None:  # noqa: ASYNC910  # few take no turn
         """Drop the targets that are gone."""
         now = self._now
-        step = _Step()
         for segment in self._targets.snapshot():
             for series, target in segment.items():
                 self._drop_if_gone(series, target, now)

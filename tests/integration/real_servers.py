@@ -498,19 +498,20 @@ class VictoriaMetrics(Server):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}/opentelemetry/v1/metrics"
 
-    def wait_for(self, selector: str, count: int) -> list[dict[str, str]]:
-        """Wait for as many series, and return their labels, `__name__` among them."""
+    def wait_for(self, selector: str, count: int) -> list[Sample]:
+        """Wait for as many series, and return the newest sample of each."""
         return self._wait_for(
             selector,
-            lambda: self._series(selector),
+            lambda: self._newest(selector),
             lambda found: len(found) >= count,
             timeout=10,
         )
 
-    def _series(self, selector: str) -> list[dict[str, str]]:
+    def _newest(self, selector: str) -> list[Sample]:
         # What was received just before is found only after this.
         assert get(self.port, "/internal/force_flush")[0] == 200
         query = urlencode({"match[]": selector})
         status, body = get(self.port, f"/api/v1/export?{query}")
         assert status == 200, body
-        return [json.loads(line)["metric"] for line in body.splitlines()]
+        series = map(json.loads, body.splitlines())
+        return [Sample(found["metric"], found["values"][-1]) for found in series]

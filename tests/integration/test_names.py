@@ -31,7 +31,12 @@ WORDS = [
 NAMES = st.text() | st.lists(
     st.sampled_from([*WORDS, "x", "9", "", "é", "ошибки"]), min_size=1, max_size=4
 ).flatmap(lambda words: st.sampled_from("-_.: /").map(lambda by: by.join(words)))
-VALUES = st.sampled_from([1, 2.5, Gauge(1), HISTOGRAM, "x", Map("code", {"200": 1})])
+VALUES = st.one_of(
+    st.integers(1, 1_000),
+    st.integers(1, 1_000).map(Gauge),
+    st.integers(1, 1_000).map(lambda number: Map("code", {"200": number})),
+    st.sampled_from([HISTOGRAM, "x"]),
+)
 EXPORTS = st.lists(
     st.tuples(st.dictionaries(NAMES, VALUES), st.dictionaries(NAMES, st.just("x"))),
     min_size=50,
@@ -59,16 +64,17 @@ async def send(exporter, exports):
     await exporter.run(receiver)
 
 
-def names(series):
-    """Return the names, and those of the labels, of each of our series."""
+def shown(samples):
+    """Return the names, and those of the labels, of each of our series, and its value."""
     not_ours = ("scope_", "service_", "instance", "job")
     return {
         (
             labels["dst"],
             labels["__name__"],
             *sorted(name for name in labels if not name.startswith(not_ours)),
+            value,
         )
-        for labels in series
+        for labels, value in samples
     }
 
 
@@ -94,7 +100,7 @@ async def test_names_that_receivers_change_are_changed_before(
     scraped = await in_thread(prometheus.query, selector)
     await send(OTLPExporter(victoria_metrics.endpoint), exports)
     received = await in_thread(victoria_metrics.wait_for, selector, len(scraped))
-    assert names(received) == names(sample.labels for sample in scraped)
+    assert shown(received) == shown(scraped)
     assert len(received) == len(scraped)
 
 
@@ -105,7 +111,7 @@ def test_whatever_the_names_both_ways_show_the_same(victoria_metrics, exports):
     exporter = PrometheusExporter()
     trio.run(send, exporter, exports)
     scraped = [
-        {"__name__": sample.name, **sample.labels}
+        ({"__name__": sample.name, **sample.labels}, sample.value)
         for metric in exporter.collect()
         for sample in metric.samples
         if sample.name.startswith("probe_")
@@ -113,5 +119,5 @@ def test_whatever_the_names_both_ways_show_the_same(victoria_metrics, exports):
     trio.run(send, OTLPExporter(victoria_metrics.endpoint, timeout=60), exports)
     selector = f'{{batch="{exports[0].labels["batch"]}"}}'
     received = victoria_metrics.wait_for(selector, len(scraped))
-    assert names(received) == names(scraped)
+    assert shown(received) == shown(scraped)
     assert len(received) == len(scraped)

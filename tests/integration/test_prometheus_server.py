@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -459,18 +460,19 @@ def test_the_last_export_is_that_of_the_keeper(prometheus, start_program):
         for ptype in ("http", "reported")
     }
 
-    def wait_for_one_of(ptype):
-        def is_one(found):
-            timestamps = {export.timestamp for export in program.exports(ptype)}
-            return found and found[0].value in timestamps
-
-        [sample] = prometheus.wait_for(last[ptype], is_one)
+    def wait_for_arrival(ptype):
+        """Return when the newest export arrived: at once, and in Unix time."""
+        made = program.wait_for_export(ptype).timestamp
+        [sample] = prometheus.wait_for(
+            last[ptype], lambda found: found and found[0].value >= made
+        )
+        assert sample.value <= time.time()
         return sample.value
 
     with answering("a", {"latency": 1}) as target:
         program.probe(target)
-        wait_for_one_of("reported")
-        first = wait_for_one_of("http")
+        wait_for_arrival("reported")
+        first = wait_for_arrival("http")
         prometheus.wait_for(last["http"], more_than(first))
         program.probe()
         # Without targets there are no exports: it stands still, though scrapes go on.

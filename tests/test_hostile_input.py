@@ -444,9 +444,11 @@ def sent(exports):
         for _ in request.add(export, families, now=0.0):
             pass
     message = ExportMetricsServiceRequest.FromString(request.serialize())
-    [of_resource] = message.resource_metrics
-    [of_scope] = of_resource.scope_metrics
-    return {metric.name: metric for metric in of_scope.metrics}
+    metrics = {}
+    for of_resource in message.resource_metrics:  # one for each part of a large request
+        for metric in of_resource.scope_metrics[0].metrics:
+            metrics.setdefault(metric.name, type(metric)()).MergeFrom(metric)
+    return metrics
 
 
 def points(metric, attribute):

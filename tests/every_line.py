@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import trio
 from every_step import deterministic_scheduling
-from trio import _channel, _sync, _threads
+from trio import _channel, _sync, _threads  # noqa: ASYNC106
 from trio._core import _parking_lot, _run
 from trio._core._ki import _CODE_KI_PROTECTION_STATUS_WMAP, ki_protection_enabled
 from trio.testing import MockClock
@@ -148,7 +148,7 @@ def perform(play: Play, ctrl_c: CtrlC, *, mock_clock: bool = True) -> None:
     try:
         with deterministic_scheduling(), _limited(_TOO_LONG), _tracing(ctrl_c.trace):
             trio.run(play.run, ctrl_c, clock=clock)
-    except BaseException as error:
+    except BaseException as error:  # noqa: ASYNC103  # the run is over
         if not all(type(leaf) is KeyboardInterrupt for leaf in leaf_exceptions(error)):
             raise
         ended = True

@@ -31,7 +31,7 @@ from trio_statskeeper import (
 )
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.prometheus import PrometheusExporter, _Step
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:

@@ -336,11 +336,11 @@ class _ProtectedNursery:
         self.nursery.start_soon(function, *args)
 
 
-# The tasks in which Hypercorn starts others. Of the second, which it makes anew each time,
-# all share the code that is marked.
-trio.lowlevel.enable_ki_protection(task_group._handle)  # noqa: SLF001
+# The tasks in which Hypercorn starts others; the names are its own. Of the second, which it
+# makes each time, all share the code that is marked.
+trio.lowlevel.enable_ki_protection(cast("Any", task_group)._handle)  # noqa: SLF001
 trio.lowlevel.enable_ki_protection(
-    worker_context._cancel_wrapper(trio.sleep_forever)  # noqa: SLF001
+    cast("Any", worker_context)._cancel_wrapper(trio.sleep_forever)  # noqa: SLF001
 )
 
 
@@ -358,7 +358,7 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
         raise OSError(f"can't listen on {host}:{port}: {error}") from None
 
 
-async def _open_listeners(  # noqa: ASYNC910  # there is an address
+async def _open_listeners(
     addresses: list[str], port: int, at_most: int | None
 ) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
@@ -379,10 +379,10 @@ async def _open_listeners(  # noqa: ASYNC910  # there is an address
             if len(listeners) == at_most:
                 break
         on_error.pop_all()
-    return listeners
+    return listeners  # noqa: ASYNC910  # there is an address
 
 
-async def _addresses(host: str) -> list[str]:  # noqa: ASYNC910  # only names take a lookup
+async def _addresses(host: str) -> list[str]:
     """Return the addresses of a host: itself, if it is one.
 
     Lookups of probes may hold all threads of Trio's default limiter for as long as a name
@@ -390,7 +390,7 @@ async def _addresses(host: str) -> list[str]:  # noqa: ASYNC910  # only names ta
     """
     with suppress(ValueError):
         ip_address(host)
-        return [host]
+        return [host]  # noqa: ASYNC910  # opening a listener has checkpoints
     found = await trio.to_thread.run_sync(
         partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM),
         thread_name=f"looking up {host}",

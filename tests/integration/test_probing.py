@@ -100,7 +100,7 @@ async def running(
     )
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(prober.run, send)
+        await nursery.start(prober.run, send)
         yield prober, results
         nursery.cancel_scope.cancel()
 

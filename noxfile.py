@@ -47,8 +47,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     flake8 = ("flake8", "--startable-in-context-manager=run")
     session.run(*flake8, "--select=ASYNC", "src")
-    # Checkpoints on every path matter in a library, not in tests and programs; and tests
-    # poll (110), and have nurseries for one task (112) and functions that await nothing (124).
+    # Checkpoints on every path matter in a library, not in tests and programs. Tests poll
+    # (110), have nurseries for one task (112), and functions that await nothing (124).
     session.run(
         *flake8,
         "--select=ASYNC1,ASYNC2",

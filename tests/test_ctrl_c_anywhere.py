@@ -197,7 +197,7 @@ def totals_of(exports: Exports) -> Totals:
 
 
 def shown_by(exporter: PrometheusExporter) -> Totals:
-    trio.run(exporter._page.render)  # as a scrape does first
+    trio.run(exporter._page.render, _Step())  # as a scrape does first
     return {
         sample.labels["dst"]: sample.value
         for metric in exporter.collect()

@@ -17,7 +17,7 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery that wraps nothing in a group.
 
     If tasks raise several, one is raised: the first that is no Exception (but, say, a
-    KeyboardInterrupt), or else the first. Those of other classes are logged.
+    KeyboardInterrupt), or else the first. The others are logged.
 
     Open it, and start tasks in it, only under `trio.lowlevel.enable_ki_protection`: Trio
     does not protect `start_soon`, and a Ctrl-C within it leaves half a task behind, for

@@ -85,7 +85,7 @@ _COLLECTOR = None
 _STATISTICS = "statistics"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Delivery:
     """A run of an exporter."""
 

@@ -228,7 +228,7 @@ class _Network(httpcore2.AsyncNetworkBackend):
 # Requests
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Client:
     """What sends requests to a collector; an async context manager."""
 

@@ -593,7 +593,7 @@ class Prober:
             return None
         # However it ended: a probe may not even have noticed that its time was up.
         if end >= run.deadline:
-            return self._time_out(run, f"timed out after {self.timeout:g} s")
+            return self._time_out(run, TIMEOUT, f"timed out after {self.timeout:g} s")
         target = run.target
         key = None
         if error is not None:
@@ -618,13 +618,13 @@ class Prober:
         deltas.update(further)
         return deltas
 
-    def _time_out(self, run: _Run, cause: str) -> Mapping[str, Value]:
+    def _time_out(self, run: _Run, what: str, cause: str) -> Mapping[str, Value]:
         """Return what a run whose time is up adds to the metrics."""
         if run.began < self._progress.wakeups.inconclusive_before:
             return dict(_INCONCLUSIVE)
         target = run.target
         health = target.health = target.health or Health()
-        self._progress.log.failed(target.endpoint.key, health, TIMEOUT, cause)
+        self._progress.log.failed(target.endpoint.key, health, what, cause)
         return dict(_TIMED_OUT)
 
     @trio.lowlevel.enable_ki_protection
@@ -677,7 +677,9 @@ class Prober:
         del progress.in_flight[run]
         progress.runs_stuck += 1
         run.sent = trio.Semaphore(0)
-        deltas = self._time_out(run, f"stuck: it ignores its timeout of {self.timeout:g} s")
+        # Not by the key of a timeout: this is news though the target has timed out before.
+        cause = f"stuck: it ignores its timeout of {self.timeout:g} s"
+        deltas = self._time_out(run, "stuck", cause)
         if not run.delisted:
             result = PlainResult(run.target.endpoint.key, deltas)
             runs.start_soon(self._send_on_behalf, run.sent, result, results)

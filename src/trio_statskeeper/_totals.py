@@ -1,9 +1,9 @@
 """The totals of one target, and of all: plain, synchronous, free of Trio.
 
-The totals of a target are a *row*, a flat list: its schema, its start timestamp, two notes
-for cuts, then the numbers of each metric side by side. The *schema* says where each
-metric's numbers stand and of what *kind* they are; targets with the same metrics share one,
-so that a target costs little more than its numbers.
+The totals of a target are a *row*, a flat list: its schema, its start timestamp, three
+notes (epoch, saved row, newest change), then the numbers of each metric side by side. The
+*schema* says where each metric's numbers stand and of what *kind* they are; targets with
+the same metrics share one, so that a target costs little more than its numbers.
 
 A row is never changed once it is in place, but for those notes. Folding a result copies
 the row (one step, and the cheapest that Python has), adds to the copy, and puts the copy in

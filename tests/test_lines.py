@@ -449,6 +449,20 @@ async def test_after_an_outage_the_newest_of_many_targets_is_written(path, disk,
         assert path.read_text().splitlines() == list(map(str, exports))
 
 
+async def test_an_outage_ends_though_most_that_waits_is_stale(path, disk, clock):
+    disk.room = 0
+    async with writing(path) as send:
+        for number in range(1_500):
+            await send.send(export(1, f"host{number}"))
+        await trio.sleep(100)
+        await send.send(export(2, "host0"))
+        disk.room = math.inf
+        await trio.sleep(100)
+        await send.send(export(3, "host0"))
+        await trio.sleep(1)
+        assert path.read_text().splitlines()[-1] == str(export(3, "host0"))
+
+
 def swap_in_a_directory(path):
     path.unlink()
     path.mkdir()

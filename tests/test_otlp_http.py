@@ -48,6 +48,8 @@ def proxy_of(endpoint: str) -> tuple[bytes, bytes, int | None] | None:
         ("HTTP_PROXY", "http://"),
         ("HTTP_PROXY", "http://:3128"),
         ("HTTP_PROXY", "http://me:s3cret@proxy:0"),
+        ("HTTP_PROXY", "http://me:s3/cret@proxy"),
+        ("HTTP_PROXY", "http://proxy..test:3128"),
     ],
 )
 def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, value):
@@ -57,7 +59,7 @@ def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, 
     ) as raised:
         OTLPExporter("http://collector:4318")
     assert str(raised.value).startswith(f"{name} must be")
-    assert "s3cret" not in str(raised.value)
+    assert "s3" not in str(raised.value)
 
 
 def test_a_proxy_of_the_system_has_a_name_too(environment, monkeypatch):

@@ -357,6 +357,41 @@ async def test_a_loop_that_is_always_late_loses_no_runs(autojump_clock):
     assert prober.statistics().runs_missed == 0
 
 
+async def test_stalls_at_the_same_place_of_each_interval_starve_no_target(autojump_clock):
+    keys = [str(i) for i in range(50)]
+    probe = slow(0)
+    targets = [Endpoint(key) for key in keys]
+    async with running(make_prober(probe, targets, interval=2, timeout=2)):
+        for _ in range(10):
+            await trio.sleep(0.3)
+            autojump_clock.jump(0.6)
+            await trio.sleep(1.1)
+    assert min(len(times(probe, key)) for key in keys) >= 4
+
+
+async def test_a_run_is_inconclusive_though_the_stall_begins_with_it(autojump_clock):
+    async def probe(endpoint: Endpoint) -> None:
+        autojump_clock.jump(0.5)
+        await trio.sleep(0.05)
+
+    async with running(make_prober(probe, timeout=0.3)) as run:
+        await trio.sleep(5.9)
+        received = [metrics for _, metrics in run.received()]
+    assert [metrics["inconclusive"] for metrics in received] == [1] * len(received) != []
+
+
+async def test_what_a_probe_makes_of_a_cancellation_is_not_logged(autojump_clock, caplog):
+    async def probe(endpoint: Endpoint) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            raise ValueError("not this") from None
+
+    async with running(make_prober(probe, timeout=10)):
+        await trio.sleep(0.999)
+    assert caplog.messages == []
+
+
 async def test_even_in_a_loop_whose_every_turn_is_long_each_target_is_probed(
     autojump_clock,
 ):

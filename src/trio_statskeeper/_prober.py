@@ -221,8 +221,9 @@ class _Progress:
     # Runs whose probe is running, and whose result was not sent on their behalf. They are
     # in the order in which they began, which is nearly that of their deadlines.
     in_flight: dict[_Run, None] = attrs.field(factory=dict[_Run, None])
-    # Set when a run begins while the watch waits for one.
+    # Set when a run begins while the watch waits for one, and when that was.
     wanted: trio.Event | None = None
+    wanted_at: float = -math.inf
     runs_stuck: int = 0
     targets: dict[str, _Target] = attrs.field(factory=dict[str, _Target])
     # The same, by offset.
@@ -539,6 +540,7 @@ class Prober:
         run.deadline = deadline
         progress.in_flight[run] = None
         if progress.wanted is not None:
+            progress.wanted_at = begin
             progress.wanted.set()
             progress.wanted = None
         try:
@@ -645,9 +647,7 @@ class Prober:
             if first is None:
                 progress.wanted = trio.Event()
                 await progress.wanted.wait()
-                for first in progress.in_flight:
-                    progress.wakeups.woke(first.began)
-                    break
+                progress.wakeups.woke(progress.wanted_at)
                 continue
             # No run that begins while it sleeps has a deadline before the next pulse.
             until = min(max(first.deadline, now) + grace, now + pulse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from time import perf_counter
 from typing import Generic, TypeVar, final
 
@@ -20,6 +21,7 @@ _TIME_PER_STEP = 0.0005
 # Tasks that wait in `send` with one item each where the channel has no room, and seconds
 # for getting items in all of their steps, which are short, of one turn of the scheduler.
 _SENDERS = 100
+_STARTED_PER_STEP = 25
 _TIME_PER_TURN = 0.001
 
 
@@ -74,17 +76,20 @@ class _Sending(Generic[T]):
                 except trio.WouldBlock:
                     break
                 self.note_sent()
+                at_most -= 1
             elif self._ended:
                 break
             else:
                 await self._wait_for_the_next_turn()
         try:
             if item is not None:
+                self.items = chain((item,), self.items)
                 self._time_per_turn = _TIME_PER_TURN
                 async with open_flat_nursery() as nursery:
-                    for _ in range(min(at_most, _SENDERS) - 1):
+                    for number in range(1, min(at_most, _SENDERS) + 1):
                         nursery.start_soon(self._send)
-                    await self._send(item)
+                        if number % _STARTED_PER_STEP == 0:
+                            await trio.lowlevel.checkpoint()
         finally:
             if self._raised is not None:
                 try:
@@ -93,19 +98,17 @@ class _Sending(Generic[T]):
                     self._raised = None  # else it would refer to itself, by its traceback
 
     @trio.lowlevel.enable_ki_protection
-    async def _send(self, item: T | None = None) -> None:
-        """Send this item and further ones.
+    async def _send(self) -> None:
+        """Send items until there are no more.
 
         In whatever order Trio runs the senders, the items stay in theirs: there is no
         checkpoint between getting an item and queueing up with it.
         """
         while True:  # noqa: ASYNC913  # each way on has a checkpoint
-            if item is None:
-                item = self._next()
+            item = self._next()
             if item is not None:
                 await self.channel.send(item)
                 self.note_sent()
-                item = None
             elif self._ended:
                 return  # noqa: ASYNC910  # what has nothing to send need not wait
             else:

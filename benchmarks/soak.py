@@ -26,6 +26,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -248,7 +249,9 @@ class OtherSide(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         request = ExportMetricsServiceRequest.FromString(gzip.decompress(body))
-        for metric in request.resource_metrics[0].scope_metrics[0].metrics:
+        for metric in chain.from_iterable(
+            part.scope_metrics[0].metrics for part in request.resource_metrics
+        ):
             kind = metric.WhichOneof("data")
             assert kind is not None
             data_points = getattr(metric, kind).data_points
@@ -484,7 +487,7 @@ class Soak:
         expected: dict[str, Any] = {
             "folded": self.results,
             "rejected": {},
-            "passes": len(fleet.calls),  # one at each tick, and a last one
+            "passes": len(fleet.calls) - 1,  # one for each call but the first
             "exports_sent": self.given,
             "duplicates": 0,
             "expired": expired,

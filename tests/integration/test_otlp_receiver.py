@@ -279,7 +279,8 @@ class Collector:
         return {
             point.attributes[0].value.string_value: point.as_int
             for request in self.requests
-            for metric in request.resource_metrics[0].scope_metrics[0].metrics
+            for part in request.resource_metrics
+            for metric in part.scope_metrics[0].metrics
             if metric.name == "probe_total"
             for point in metric.sum.data_points
         }
@@ -573,7 +574,8 @@ async def test_a_body_limit_of_a_server_that_resets_is_found_and_kept_to(caplog)
             message = ExportMetricsServiceRequest.FromString(body)
             taken.update(
                 point.attributes[0].value.string_value
-                for metric in message.resource_metrics[0].scope_metrics[0].metrics
+                for part in message.resource_metrics
+                for metric in part.scope_metrics[0].metrics
                 for point in getattr(metric, metric.WhichOneof("data")).data_points
             )
             await stream.send_all(

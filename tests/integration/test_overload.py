@@ -30,9 +30,6 @@ from trio_statskeeper.prometheus import PrometheusExporter
 # Seconds that other tasks take in each turn of the scheduler.
 BUSY = 0.01
 
-# Turns in a second, then.
-TURNS = 100
-
 # Accepts connections at all addresses of loopback, and closes them.
 ACCEPT = """
 import socket
@@ -139,8 +136,10 @@ async def test_a_pass_takes_few_turns_of_a_busy_loop_though_no_channel_has_a_buf
     assert {sample.labels["dst"] for sample in total.samples} == keys
     assert collector.targets.keys() == keys
     assert len(log.read_text().splitlines()) == len(keys)
-    assert turns_of_the_pass < TURNS
-    assert turns < 3 * TURNS  # OTLP encodes and sends while others run
+    # A turn for each export would be 2,000. On a machine of its own, it takes 60 turns, and
+    # 150 until OTLP has sent all.
+    assert turns_of_the_pass < 200
+    assert turns < 600
 
 
 @contextmanager
@@ -170,7 +169,7 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
         ]
         keys = {endpoint.key for endpoint in endpoints}
         prober = Prober(probe, lambda: endpoints, interval=1, timeout=1, max_concurrent=500)
-        keeper = StatsKeeper("tcp", "overload", lambda: endpoints, export_interval=2)
+        keeper = StatsKeeper("tcp", "overload", lambda: endpoints, export_interval=10)
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(results_send.send, Result(key, {"total": 1}))
@@ -178,14 +177,15 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
             nursery.start_soon(prometheus.run, exports)
             nursery.start_soon(keeper.run, results, exports_send)
             nursery.start_soon(prober.run, results_send)
-            with trio.fail_after(120):
+            with trio.fail_after(240):
                 while await trio.to_thread.run_sync(scrape, served_at) != keys:
                     await trio.sleep(1)
-            for _ in range(4):
-                await trio.sleep(2)
+            for _ in range(3):
+                await trio.sleep(10)
                 assert await trio.to_thread.run_sync(scrape, served_at) == keys
             nursery.cancel_scope.cancel()
-    assert keeper.statistics().passes > 4
+    assert keeper.statistics().passes > 2
+    assert prober.statistics().results_sent > 0
 
 
 async def test_names_that_never_resolve_hold_up_no_output_and_no_address(

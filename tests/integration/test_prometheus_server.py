@@ -288,8 +288,8 @@ def test_labels_of_any_characters_come_back_as_they_were(prometheus, start_progr
         }
         info = program.select("probe_version_info")
         assert by("version", prometheus.wait_for(info, bool)) == {note: 1}
-        assert is_there(prometheus, program.select("probe_free_n__bytes__")) == 1
-    help_path = "/api/v1/metadata?metric=probe_free_n__bytes__"
+        assert is_there(prometheus, program.select("probe_free_n_bytes")) == 1
+    help_path = "/api/v1/metadata?metric=probe_free_n_bytes"
     [metadata] = json.loads(get(prometheus.port, help_path)[1])["data"].values()
     assert metadata == [{"type": "gauge", "help": 'Newest free\\n "bytes"\n.', "unit": ""}]
 

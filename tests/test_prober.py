@@ -385,7 +385,7 @@ async def test_what_a_probe_makes_of_a_cancellation_is_not_logged(autojump_clock
         try:
             await trio.sleep_forever()
         except trio.Cancelled:
-            raise ValueError("not this") from None
+            raise ValueError("not this") from None  # noqa: ASYNC104
 
     async with running(make_prober(probe, timeout=10)):
         await trio.sleep(0.999)

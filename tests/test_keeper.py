@@ -1204,6 +1204,25 @@ async def test_a_map_has_no_more_keys_than_allowed(autojump_clock):
     assert keeper.statistics().rejected == {"map-keys": 3}
 
 
+async def test_totals_that_expired_between_two_runs_begin_again_with_a_later_start(
+    autojump_clock,
+):
+    listed: list[Endpoint] = []
+    keeper = make_keeper(lambda: listed, clock=lambda: 5.0, expire_after=0.3)
+    async with running(keeper) as run:
+        run.send(one("a"))
+        await trio.sleep(0.9)
+    async with running(keeper) as run:
+        await trio.sleep(0.5)
+        run.send(one("a"))
+        await trio.sleep(0.2)
+        listed.append(Endpoint("a"))
+        await trio.sleep(0.5)
+        (export,) = run.received()
+    assert export.metrics["total"] == 1
+    assert export.start_timestamp == math.nextafter(5, math.inf)
+
+
 async def test_an_exception_that_results_raise_again_and_again_does_not_grow(
     autojump_clock,
 ):

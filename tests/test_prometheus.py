@@ -389,6 +389,14 @@ async def test_a_target_that_has_not_come_for_three_intervals_is_gone(autojump_c
     assert await page(exporter) == []
 
 
+async def test_a_map_that_has_no_keys_any_more_has_no_samples(autojump_clock):
+    exporter = PrometheusExporter()
+    await feed(exporter, export({"code": Map("code", {"200": 1})}))
+    assert len(await samples(exporter)) == 1
+    await feed(exporter, export({"code": Map("code", {})}))
+    assert await samples(exporter) == []
+
+
 async def test_a_target_that_goes_on_coming_stays(autojump_clock):
     exporter = PrometheusExporter()
     for _ in range(10):

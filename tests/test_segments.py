@@ -51,3 +51,15 @@ def test_however_large_it_is_no_segment_is():
     assert sum(sizes) == 20_000
     assert max(sizes) <= 500
     assert sum(len(segmented.segment(n)) for n in range(len(sizes))) == 20_000
+
+
+def test_keys_of_one_hash_stay_in_one_segment():
+    class Key:
+        def __hash__(self) -> int:
+            return 7
+
+    keys = [Key() for _ in range(600)]
+    segmented = SegmentedDict()
+    for number, key in enumerate(keys):
+        segmented.set(key, number)
+    assert [segmented.get(key) for key in keys] == [*range(600)]

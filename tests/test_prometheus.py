@@ -829,11 +829,11 @@ def addresses(monkeypatch):
     """The addresses of any host."""
     addresses = []
 
-    async def found(_):
+    async def found(*_):
         await trio.lowlevel.checkpoint()
         return addresses
 
-    monkeypatch.setattr(module, "_addresses", found)
+    monkeypatch.setattr(module, "addresses_of", found)
     return addresses
 
 

@@ -10,7 +10,6 @@ import gzip
 import json
 import os
 import re
-import socket
 import ssl
 import time
 from base64 import b64encode
@@ -34,6 +33,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from ._lookup import addresses_of, is_address
 from ._values import quote
 
 # Bytes that are compressed in the loop, in some tenths of a millisecond; more in a thread.
@@ -115,22 +115,14 @@ def proxy_for(url: httpx2.URL) -> httpcore2.Proxy | None:
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    return _is_address(host) and ip_address(host).is_loopback
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return is_address(host) and ip_address(host).is_loopback
 
 
 def _is_in_no_proxy(url: httpx2.URL, no_proxy: str) -> bool:
     entries = [entry.strip().strip("[]") for entry in no_proxy.split(",")]
     if "*" in entries or url.host in entries or proxy_bypass(url.netloc.decode()):
         return True
-    if _is_address(url.host):
+    if is_address(url.host):
         for entry in entries:
             with suppress(ValueError):
                 if ip_address(url.host) in ip_network(entry, strict=False):
@@ -191,7 +183,7 @@ class _Network(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        addresses = await self._look_up(host, port)
+        addresses = await self._look_up(host)
         patience = _FIRST_PATIENCE
         while True:
             await trio.lowlevel.checkpoint()
@@ -208,21 +200,11 @@ class _Network(httpcore2.AsyncNetworkBackend):
                 raise errors[0]
             patience *= _MORE_PATIENCE
 
-    async def _look_up(self, host: str, port: int) -> list[str]:
-        if _is_address(host):
-            await trio.lowlevel.checkpoint()
-            return [host]
-        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    async def _look_up(self, host: str) -> list[str]:
         try:
-            found = await trio.to_thread.run_sync(
-                look_up,
-                thread_name=f"OTLP: looking up {host}",
-                abandon_on_cancel=True,
-                limiter=self._limiter,
-            )
+            return await addresses_of(host, self._limiter, f"OTLP: looking up {host}")
         except OSError as error:
             raise httpcore2.ConnectError(f"{host}: {error}") from error
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 # Requests

@@ -30,7 +30,6 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
-from ipaddress import ip_address
 from itertools import accumulate, chain
 from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVarTuple, cast, final
@@ -49,6 +48,7 @@ from prometheus_client.registry import Collector
 from ._event_metrics import EventMetrics
 from ._families import Families, Family
 from ._log import logger
+from ._lookup import addresses_of
 from ._newest import Series, when_gone
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._segments import SegmentedDict
@@ -347,7 +347,8 @@ trio.lowlevel.enable_ki_protection(
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     """Listen on all addresses of the host, or on a free port of the first."""
     try:
-        addresses = await _addresses(host)
+        limiter = trio.CapacityLimiter(1)
+        addresses = await addresses_of(host, limiter, f"looking up {host}")
         # A port that is free may be another for each address.
         return await _open_listeners(addresses, port, at_most=1 if port == 0 else None)
     except OSError as error:
@@ -380,24 +381,6 @@ async def _open_listeners(
                 break
         on_error.pop_all()
     return listeners  # noqa: ASYNC910  # there is an address
-
-
-async def _addresses(host: str) -> list[str]:
-    """Return the addresses of a host: itself, if it is one.
-
-    Lookups of probes may hold all threads of Trio's default limiter for as long as a name
-    server does not answer.
-    """
-    with suppress(ValueError):
-        ip_address(host)
-        return [host]  # noqa: ASYNC910  # opening a listener has checkpoints
-    found = await trio.to_thread.run_sync(
-        partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM),
-        thread_name=f"looking up {host}",
-        abandon_on_cancel=True,
-        limiter=trio.CapacityLimiter(1),
-    )
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @trio.lowlevel.enable_ki_protection

@@ -69,14 +69,14 @@ async def through_keeper(
 ) -> float:
     results_send, results = trio.open_memory_channel[ProbeResult](BUFFER)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
-    folded = keeper.statistics().folded + len(work)
+    folded = keeper.statistics().results_accepted + len(work)
     with exports:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.run, results, exports_send)
             seconds = await time_producers(
                 results_send,
                 work,
-                lambda: keeper.statistics().folded == folded,
+                lambda: keeper.statistics().results_accepted == folded,
                 producers,
             )
             nursery.cancel_scope.cancel()  # no last pass

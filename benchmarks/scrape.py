@@ -137,8 +137,8 @@ async def measure(
     results_send, results = trio.open_memory_channel[ProbeResult](100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
     keeper = make_keeper(TARGETS, export_interval=1)
-    prometheus = PrometheusExporter(statistics=[keeper])
-    otlp = OTLPExporter(collector, statistics=[keeper])
+    prometheus = PrometheusExporter(statistics_of=[keeper])
+    otlp = OTLPExporter(collector, statistics_of=[keeper])
     spans: list[Span] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results, exports_send)
@@ -160,7 +160,7 @@ async def measure(
     totals = [export.metrics["total"] for export in keeper.snapshot()]
     assert len(totals) == len(TARGETS)
     assert sum(total for total in totals if isinstance(total, int)) == (
-        keeper.statistics().folded
+        keeper.statistics().results_accepted
     )
     return spans, [ours for ours, _, _ in scrapes], [other for _, other, _ in scrapes]
 
@@ -195,7 +195,7 @@ def longest_step(targets: int) -> dict[str, float]:
 
 
 async def time_scrapes(keeper: StatsKeeper) -> LongestStep:
-    prometheus = PrometheusExporter(statistics=[keeper])
+    prometheus = PrometheusExporter(statistics_of=[keeper])
     send, exports = trio.open_memory_channel[EventMetrics](math.inf)
     with send:
         for export in keeper.snapshot():

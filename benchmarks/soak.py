@@ -332,7 +332,7 @@ class Soak:
             distributions={"latency": BOUNDS},
             expire_after=EXPIRE_AFTER * self.export_interval,
         )
-        self._prometheus = PrometheusExporter(statistics=[self.keeper])
+        self._prometheus = PrometheusExporter(statistics_of=[self.keeper])
 
     async def run(self) -> dict[str, Any]:
         """Return what the other side got."""
@@ -351,7 +351,7 @@ class Soak:
         exports_send, exports = trio.open_memory_channel[EventMetrics](0)
         to_outputs, for_outputs = trio.open_memory_channel[EventMetrics](0)
         otlp = OTLPExporter(
-            str(self.other_side.base_url), timeout=DELIVERY, statistics=[self.keeper]
+            str(self.other_side.base_url), timeout=DELIVERY, statistics_of=[self.keeper]
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.keeper.run, results, exports_send)
@@ -382,7 +382,7 @@ class Soak:
         # Few are left in the buffer now, so that this asks a few times only. What the
         # keeper has lost never comes.
         with trio.move_on_after(self.export_interval):
-            while self.keeper.statistics().folded < self.sent:  # noqa: ASYNC110
+            while self.keeper.statistics().results_accepted < self.sent:  # noqa: ASYNC110
                 await trio.lowlevel.checkpoint()
 
     async def _produce(
@@ -453,7 +453,8 @@ class Soak:
             print(
                 f"{now - start:.0f} s, export {len(self.memory)}: {self.sent:,} results, "
                 f"{(self.sent - sent) / (now - last):,.0f} a second; {self.memory[-1]}; "
-                f"{statistics.targets_held:,} targets held, {statistics.expired:,} expired",
+                f"{statistics.targets_tracked:,} targets tracked, "
+                f"{statistics.targets_expired:,} expired",
                 flush=True,
             )
             sent, last = self.sent, now
@@ -485,13 +486,13 @@ class Soak:
             n for since, n in fleet.gone if fleet.calls[-1] - since >= expire_after
         )
         expected: dict[str, Any] = {
-            "folded": self.results,
-            "rejected": {},
+            "results_accepted": self.results,
+            "results_rejected": {},
             "passes": len(fleet.calls) - 1,  # one for each call but the first
             "exports_sent": self.given,
-            "duplicates": 0,
-            "expired": expired,
-            "targets_held": listed + sum(n for _, n in fleet.gone) - expired,
+            "duplicate_targets": 0,
+            "targets_expired": expired,
+            "targets_tracked": listed + sum(n for _, n in fleet.gone) - expired,
         }
         statistics = self.keeper.statistics()
         for name, value in expected.items():

@@ -111,7 +111,7 @@ async def work_off(keeper: StatsKeeper, backlog: Work, trickling: Work) -> Steps
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
     for target, latency in backlog:
         results_send.send_nowait(Result(target, latency))
-    folded = keeper.statistics().folded + len(backlog)
+    folded = keeper.statistics().results_accepted + len(backlog)
     passes = keeper.statistics().passes + (PASSES if trickling else 0)
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
@@ -120,11 +120,11 @@ async def work_off(keeper: StatsKeeper, backlog: Work, trickling: Work) -> Steps
         nursery.start_soon(discard, exports)
         if trickling:
             nursery.start_soon(trickle, results_send, trickling)
-        while (now := keeper.statistics()).folded < folded or now.passes < passes:  # noqa: ASYNC110
+        while (now := keeper.statistics()).results_accepted < folded or now.passes < passes:  # noqa: ASYNC110
             await trio.sleep(0.01)
         trio.lowlevel.remove_instrument(steps)  # the sweep at the end is no step of work
         nursery.cancel_scope.cancel()
-    assert not keeper.statistics().rejected
+    assert not keeper.statistics().results_rejected
     return steps
 
 
@@ -133,7 +133,7 @@ def steady(state: Collector, keeper: StatsKeeper, backlog: Work) -> Steps:
         steps = trio.run(work_off, keeper, backlog, backlog)
     totals = [export.metrics["total"] for export in keeper.snapshot()]
     assert sum(total for total in totals if isinstance(total, int)) == (
-        keeper.statistics().folded
+        keeper.statistics().results_accepted
     )
     return steps
 
@@ -144,7 +144,11 @@ def adding(state: Collector, endpoints: list[Endpoint], first: Work) -> Steps:
     nothing: Work = []
     with collector(state):
         steps = trio.run(work_off, keeper, first, nothing)
-    assert keeper.statistics().folded == keeper.statistics().targets_held == len(first)
+    assert (
+        keeper.statistics().results_accepted
+        == keeper.statistics().targets_tracked
+        == len(first)
+    )
     sample = first[:1_000]
     exports = keeper.snapshot(target for target, _ in sample)
     check_totals(metrics_by_target(exports), sample, times=1)

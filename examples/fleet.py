@@ -78,7 +78,7 @@ async def run_prober(args: argparse.Namespace) -> None:
             export_interval=args.export_interval,
             distributions={"latency": shared.LATENCY_BOUNDS},
         )
-        prometheus = PrometheusExporter(statistics=[keeper, prober])
+        prometheus = PrometheusExporter(statistics_of=[keeper, prober])
         with (
             trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
             results_send.clone(),  # as long as it is open, the keeper exports at its ticks

@@ -195,12 +195,12 @@ async def export(
     outputs: list[Output] = [show or partial(write_lines, json=args.json)]
     async with trio.open_nursery() as servers:
         if args.prometheus is not None:
-            prometheus = PrometheusExporter(statistics=statistics)
+            prometheus = PrometheusExporter(statistics_of=statistics)
             outputs.append(prometheus.run)
             host, port = await servers.start(prometheus.serve, args.prometheus)
             print(f"Metrics are at http://{host}:{port}/metrics.", file=sys.stderr)
         if args.otlp is not None:
-            outputs.append(OTLPExporter(args.otlp, statistics=statistics).run)
+            outputs.append(OTLPExporter(args.otlp, statistics_of=statistics).run)
         await fan_out(exports, *outputs)
         servers.cancel_scope.cancel()
 

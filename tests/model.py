@@ -172,13 +172,13 @@ class Model:
     running: float = 0.0
     """The running time: seconds of Trio's clock while a run was in progress."""
 
-    folded: int = 0
-    rejected: Counter[str] = attrs.field(factory=Counter)
+    results_accepted: int = 0
+    results_rejected: Counter[str] = attrs.field(factory=Counter)
     passes: int = 0
     exports_sent: int = 0
     ticks_missed: int = 0
-    duplicates: int = 0
-    expired: int = 0
+    duplicate_targets: int = 0
+    targets_expired: int = 0
 
     held: dict[str, Held] = attrs.field(factory=dict)
     listed: dict[str, int] = attrs.field(factory=dict)
@@ -206,14 +206,14 @@ class Model:
 
     def statistics(self) -> dict[str, Any]:
         return {
-            "folded": self.folded,
-            "rejected": +self.rejected,
+            "results_accepted": self.results_accepted,
+            "results_rejected": +self.results_rejected,
             "passes": self.passes,
             "exports_sent": self.exports_sent,
             "ticks_missed": self.ticks_missed,
-            "duplicates": self.duplicates,
-            "expired": self.expired,
-            "targets_held": len(self.held),
+            "duplicate_targets": self.duplicate_targets,
+            "targets_expired": self.targets_expired,
+            "targets_tracked": len(self.held),
             "clock_behind": round(self.clock_behind, 3),
         }
 
@@ -225,7 +225,7 @@ class Model:
         Where several reasons apply, any may be counted: that is looked up in `counted_now`.
         """
         if not isinstance(target, str) or not isinstance(deltas, Mapping):
-            self.rejected["error"] += 1
+            self.results_rejected["error"] += 1
             return
         held = self.held.get(target)
         if held is not None and held.place is not None and target not in self.listed:
@@ -236,8 +236,8 @@ class Model:
         if held is None and target not in self.listed and not self.has_room():
             reasons.add("unlisted")
         if reasons:
-            told = [r for r in reasons if self.rejected[r] < counted_now.get(r, 0)]
-            self.rejected[min(told or reasons)] += 1
+            told = [r for r in reasons if self.results_rejected[r] < counted_now.get(r, 0)]
+            self.results_rejected[min(told or reasons)] += 1
             return
         if held is None:
             place = self.listed.get(target)
@@ -247,7 +247,7 @@ class Model:
         held.results.append((self.running, dict(deltas)))
         if held.place is not None and target not in self.listed:
             self.late[target] = held.place
-        self.folded += 1
+        self.results_accepted += 1
 
     def has_room(self) -> bool:
         never_listed = [held for held in self.held.values() if held.place is None]
@@ -328,7 +328,7 @@ class Model:
         before, self.listed = self.listed, {}
         for place, key in enumerate(self.wanted, self.first_place):
             if key in self.listed:
-                self.duplicates += 1
+                self.duplicate_targets += 1
             else:
                 self.listed[key] = place
         left = {
@@ -366,7 +366,7 @@ class Model:
     def drop_if_due(self, key: str) -> None:
         if self.expiry_time() - self.held[key].last_listed >= self.expire_after:
             del self.held[key]
-            self.expired += 1
+            self.targets_expired += 1
 
     # Running
 

@@ -347,12 +347,12 @@ class AnyInterleaving(RuleBasedStateMachine):
                 pass
 
     def fold_accepted(self) -> None:
-        rejected = self.keeper.statistics().rejected
+        rejected = self.keeper.statistics().results_rejected
         for result in self.accepted:
             target, values = getattr(result, "target", 7), getattr(result, "values", None)
-            folded = self.model.folded
+            folded = self.model.results_accepted
             self.model.fold(target, values, rejected)
-            if self.model.folded > folded:
+            if self.model.results_accepted > folded:
                 count = samples(values.get("latency", NONE))
                 self.accepted_samples[target] += count
                 if self.model.held[target].place is not None:
@@ -483,7 +483,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         rounded = {"clock_behind": round(statistics.clock_behind, 3)}
         assert attrs.asdict(statistics) | rounded == self.model.statistics()
         assert self.times_asked == self.model.times_asked
-        assert self.accepted_in_all == statistics.folded + sum(statistics.rejected.values())
+        assert self.accepted_in_all == statistics.results_accepted + sum(
+            statistics.results_rejected.values()
+        )
 
     @invariant()
     def what_it_accepted_of_targets_once_listed_it_has_exported_at_a_clean_end(self):

@@ -250,9 +250,11 @@ class Keeping:
         assert self.numbers_of(self.folded) == self.numbers_of(self.sent)
         statistics = self.keeper.statistics()
         refused = {"unlisted": len(self.sent["x"]), "negative": self.refused}
-        assert +Counter(refused) == Counter(statistics.rejected)
+        assert +Counter(refused) == Counter(statistics.results_rejected)
         sent = sum(map(len, self.sent.values())) + self.refused
-        assert statistics.folded + sum(statistics.rejected.values()) == sent
+        assert (
+            statistics.results_accepted + sum(statistics.results_rejected.values()) == sent
+        )
         assert by_target(self.keeper.snapshot()) == [*self.cut().items()]
 
     @staticmethod

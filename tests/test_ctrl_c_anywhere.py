@@ -134,7 +134,7 @@ class Keeping:
 
     def check(self) -> None:
         statistics = self.keeper.statistics()
-        assert statistics.folded == len(self.sent)
+        assert statistics.results_accepted == len(self.sent)
         assert statistics.exports_sent == len(self.received)
         assert not any(map(is_open, self.channels))
 
@@ -275,7 +275,10 @@ def posting(monkeypatch: pytest.MonkeyPatch) -> Outputting:
 
     def totals() -> Totals:
         assert not exporter._progress.busy
-        own = [each.values("statskeeper_folded", "probe") for each in collector.received]
+        own = [
+            each.values("statskeeper_results_accepted", "probe")
+            for each in collector.received
+        ]
         assert any(own) or play.ctrl_c.struck
         return totals_at(collector)
 
@@ -289,7 +292,7 @@ def posting(monkeypatch: pytest.MonkeyPatch) -> Outputting:
     collector.script = [Answer(503), Answer(after=0.1)]
     monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
-    exporter = OTLPExporter(ENDPOINT, statistics=[make_keeper("a")], flush_timeout=5)
+    exporter = OTLPExporter(ENDPOINT, statistics_of=[make_keeper("a")], flush_timeout=5)
     play = Outputting(exporter.run, [totals], never_lost)
     return play
 

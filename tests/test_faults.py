@@ -108,7 +108,7 @@ async def assert_nothing_is_lost(run):
     """See that it left all closed and counted, and that another run counts on."""
     assert run.results.statistics().open_receive_channels == 0
     assert run.exports.statistics().open_send_channels == 0
-    assert run.keeper.statistics().folded == run.sent.total()
+    assert run.keeper.statistics().results_accepted == run.sent.total()
     mend(run.keeper)
     another = Run(run.keeper)
     another.send("a", "b")
@@ -705,4 +705,4 @@ async def test_a_run_that_returns_what_cannot_be_added_up_is_rejected_and_no_oth
     (kept,) = run.keeper.snapshot()
     assert kept.labels["dst"] == "a"
     assert (kept.metrics["total"], kept.metrics["size"]) == (4, 20)
-    assert run.keeper.statistics().rejected == {reason: 4}
+    assert run.keeper.statistics().results_rejected == {reason: 4}

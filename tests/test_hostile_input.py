@@ -814,8 +814,8 @@ async def test_a_result_that_fights_back_is_rejected_and_moves_nothing(
         exported = [export.metrics for export in run.received()]
     assert exported == [BEFORE, {"total": 1}, BEFORE | {"total": 2}, {"total": 1}]
     statistics = keeper.statistics()
-    assert (statistics.folded, statistics.rejected) == (3, {reason: 1})
-    assert statistics.targets_held == 2
+    assert (statistics.results_accepted, statistics.results_rejected) == (3, {reason: 1})
+    assert statistics.targets_tracked == 2
     assert [f"({reason}: 1)" in message for message in caplog.messages] == [True]
 
 
@@ -827,8 +827,8 @@ async def test_a_name_that_hides_from_dicts_changes_no_metric_but_its_own(autoju
         await trio.sleep(1.5)
         (export,) = run.received()
     assert export.metrics == BEFORE | {"new": 3}
-    assert keeper.statistics().rejected.keys() <= {"kind", "error"}
-    assert keeper.statistics().folded == 2
+    assert keeper.statistics().results_rejected.keys() <= {"kind", "error"}
+    assert keeper.statistics().results_accepted == 2
 
 
 async def test_all_that_fight_back_are_counted_by_reason_and_the_others_all_added(
@@ -843,7 +843,10 @@ async def test_all_that_fight_back_are_counted_by_reason_and_the_others_all_adde
         await trio.sleep(1.5)
         (export,) = run.received()
     count = len(bad_results())
-    assert (keeper.statistics().folded, keeper.statistics().rejected) == (count, expected)
+    assert (keeper.statistics().results_accepted, keeper.statistics().results_rejected) == (
+        count,
+        expected,
+    )
     assert export.metrics == BEFORE | {
         "total": count,
         "sent": 5 * count,
@@ -875,8 +878,13 @@ async def test_a_result_that_is_another_each_time_counts_as_what_it_is_each_time
         await trio.sleep(1.5)
         (export,) = run.received()
     assert export.metrics == {"total": 2}
-    assert keeper.statistics().folded == 3
-    assert keeper.statistics().rejected == {"kind": 1, "error": 2, "type": 1, "negative": 1}
+    assert keeper.statistics().results_accepted == 3
+    assert keeper.statistics().results_rejected == {
+        "kind": 1,
+        "error": 2,
+        "type": 1,
+        "negative": 1,
+    }
 
 
 @pytest.mark.parametrize("kind", [Text, OtherText, Elusive])
@@ -918,7 +926,7 @@ async def test_numbers_and_texts_count_as_what_they_hold_though_they_fight_back(
             "latency": Distribution([1, 2], [0, 2, 0], 3),
         }
     )
-    assert keeper.statistics().rejected == {}
+    assert keeper.statistics().results_rejected == {}
 
 
 # More of everything than there should be
@@ -935,8 +943,8 @@ async def test_of_very_many_targets_that_were_never_listed_the_rest_is_counted(
         await trio.sleep(1.5)
         assert [export.labels["dst"] for export in run.received()] == ["a"]
     statistics = keeper.statistics()
-    assert statistics.targets_held == statistics.folded == 1_001
-    assert statistics.rejected == {"unlisted": 99_000}
+    assert statistics.targets_tracked == statistics.results_accepted == 1_001
+    assert statistics.results_rejected == {"unlisted": 99_000}
 
 
 async def test_targets_that_are_not_held_take_no_memory(autojump_clock):
@@ -965,5 +973,5 @@ async def test_a_map_that_grows_by_a_key_each_time_stops_at_the_limit(autojump_c
         (export,) = run.received()
     counts = {f"key {number}": 1 for number in range(199)}
     assert export.metrics["seen"].values == counts | {"key 7": 2, "every time": 199}
-    assert keeper.statistics().rejected == {"map-keys": 101}
-    assert keeper.statistics().folded == 200
+    assert keeper.statistics().results_rejected == {"map-keys": 101}
+    assert keeper.statistics().results_accepted == 200

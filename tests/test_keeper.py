@@ -353,8 +353,8 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         (after,) = run.received()
     assert before.metrics == GOOD | {"latency": Distribution((1, 2), (0, 1, 0), 1.5)}
     assert after.metrics == before.metrics | {"total": 2}
-    assert keeper.statistics().rejected == {reason: 1}
-    assert keeper.statistics().folded == 2
+    assert keeper.statistics().results_rejected == {reason: 1}
+    assert keeper.statistics().results_accepted == 2
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ async def test_nothing_is_held_of_a_target_whose_only_result_was_rejected(autoju
         run.send(Result("a", {"total": 1, "latency": None}))
         await trio.sleep(1.5)
         assert run.received() == []
-    assert keeper.statistics().targets_held == 0
+    assert keeper.statistics().targets_tracked == 0
 
 
 async def test_rejections_are_logged_once_per_export_with_their_count(
@@ -556,7 +556,7 @@ async def test_a_target_whose_results_have_no_metrics_is_not_exported(autojump_c
         await trio.sleep(1.5)
         assert run.received() == []
         assert keeper.snapshot() == ()
-    assert keeper.statistics().folded == 1
+    assert keeper.statistics().results_accepted == 1
 
 
 # Rule 2: no aliasing
@@ -616,7 +616,7 @@ async def test_a_result_that_waits_for_the_list_counts_as_it_was_sent(autojump_c
     async with running(keeper) as run:
         await trio.sleep(2.5)
         assert totals(run.received()) == {"late": 1}
-    assert keeper.statistics().rejected == {"error": 1}
+    assert keeper.statistics().results_rejected == {"error": 1}
 
 
 async def test_a_list_of_targets_that_changes_during_a_pass_does_not_disturb_it(
@@ -772,7 +772,7 @@ async def test_the_first_of_two_targets_with_one_key_wins_and_the_other_is_count
         await trio.sleep(1.5)
         (export,) = run.received()
     assert export.labels["zone"] == "1"
-    assert keeper.statistics().duplicates == 2  # at the start, and at the tick
+    assert keeper.statistics().duplicate_targets == 2  # at the start, and at the tick
 
 
 async def test_ports_tell_targets_of_one_name_apart(autojump_clock):
@@ -853,10 +853,10 @@ async def test_a_target_that_was_not_listed_for_long_returns_from_zero(autojump_
         await trio.sleep(1.5)
         listed.remove(a)
         await trio.sleep(2)
-        assert keeper.statistics().targets_held == 2
+        assert keeper.statistics().targets_tracked == 2
         await trio.sleep(1)  # not listed at 2, 3, 4
-        assert keeper.statistics().targets_held == 1
-        assert keeper.statistics().expired == 1
+        assert keeper.statistics().targets_tracked == 1
+        assert keeper.statistics().targets_expired == 1
         listed.append(a)
         run.received()
         await trio.sleep(1)
@@ -926,7 +926,7 @@ async def test_what_a_target_counted_is_exported_though_it_left_the_list_between
             {"b": 1},
             {"a": 1},
         ]
-    assert keeper.statistics().expired == 1
+    assert keeper.statistics().targets_expired == 1
 
 
 async def test_time_during_which_the_list_is_not_asked_for_does_not_count_for_expiry(
@@ -941,7 +941,7 @@ async def test_time_during_which_the_list_is_not_asked_for_does_not_count_for_ex
             await receive_exports(run.exports, 2)
             run.send(one("a"), one("b"), one("x"))
             await trio.sleep(100.25)  # as the next pass waits
-        assert keeper.statistics().expired == 0
+        assert keeper.statistics().targets_expired == 0
         assert totals(await receive_exports(run.exports, 2)) == {"a": 4, "b": 4}
 
 
@@ -962,7 +962,7 @@ async def test_a_target_that_returns_in_time_counts_on(autojump_clock):
         assert (export.metrics["total"], export.start_timestamp) == (2, 0)
         await trio.sleep(10)
         assert totals(keeper.snapshot()) == {"a": 2}
-    assert keeper.statistics().expired == 0
+    assert keeper.statistics().targets_expired == 0
 
 
 @pytest.mark.parametrize("expire_after", [3.5, 4])
@@ -981,7 +981,7 @@ async def test_a_target_that_returns_at_the_tick_when_its_time_is_up_starts_from
         run.received()
         await trio.sleep(2)
         assert run.received() == []
-    assert keeper.statistics().expired == 1
+    assert keeper.statistics().targets_expired == 1
 
 
 @pytest.mark.parametrize("step", [0, -50])
@@ -1014,9 +1014,9 @@ async def test_by_default_targets_expire_after_ten_intervals(autojump_clock):
         await trio.sleep(3)
         listed.clear()
         await trio.sleep(18)
-        assert keeper.statistics().targets_held == 1
+        assert keeper.statistics().targets_tracked == 1
         await trio.sleep(2)
-        assert keeper.statistics().targets_held == 0
+        assert keeper.statistics().targets_tracked == 0
 
 
 async def test_targets_never_expire_if_so_configured(autojump_clock):
@@ -1027,7 +1027,7 @@ async def test_targets_never_expire_if_so_configured(autojump_clock):
         await trio.sleep(1.5)
         listed.clear()
         await trio.sleep(1_000)
-    assert keeper.statistics().targets_held == 2
+    assert keeper.statistics().targets_tracked == 2
 
 
 async def test_a_target_that_was_never_listed_expires_too(autojump_clock):
@@ -1038,9 +1038,9 @@ async def test_a_target_that_was_never_listed_expires_too(autojump_clock):
         await trio.sleep(1)
         run.send(one("x"))
         await trio.sleep(2)
-        assert keeper.statistics().targets_held == 1
+        assert keeper.statistics().targets_tracked == 1
         await trio.sleep(1)
-    assert keeper.statistics().targets_held == 0
+    assert keeper.statistics().targets_tracked == 0
 
 
 async def test_what_came_before_a_target_was_listed_counts_once_it_is(autojump_clock):
@@ -1060,8 +1060,8 @@ async def test_of_targets_that_were_never_listed_only_so_many_are_held(autojump_
         run.send(one("x"), one("y"), one("z"), one("x"), one("a"), one("b"))
         await trio.sleep(0.5)
     statistics = keeper.statistics()
-    assert statistics.rejected == {"unlisted": 1}
-    assert (statistics.folded, statistics.targets_held) == (5, 4)
+    assert statistics.results_rejected == {"unlisted": 1}
+    assert (statistics.results_accepted, statistics.targets_tracked) == (5, 4)
 
 
 async def test_targets_that_were_listed_once_do_not_count_as_never_listed(autojump_clock):
@@ -1074,8 +1074,8 @@ async def test_targets_that_were_listed_once_do_not_count_as_never_listed(autoju
         await trio.sleep(1)
         run.send(one("a"), one("b"), one("x"), one("y"))
         await trio.sleep(0.1)
-    assert keeper.statistics().rejected == {"unlisted": 1}
-    assert keeper.statistics().folded == 5
+    assert keeper.statistics().results_rejected == {"unlisted": 1}
+    assert keeper.statistics().results_accepted == 5
 
 
 async def test_a_place_among_the_never_listed_is_free_again_once_one_is_listed(
@@ -1089,7 +1089,7 @@ async def test_a_place_among_the_never_listed_is_free_again_once_one_is_listed(
         await trio.sleep(1.5)
         run.send(one("y"))
         await trio.sleep(0.1)
-    assert keeper.statistics().rejected == {}
+    assert keeper.statistics().results_rejected == {}
 
 
 async def test_a_target_whose_first_result_comes_as_it_leaves_the_list_expires_once(
@@ -1105,10 +1105,10 @@ async def test_a_target_whose_first_result_comes_as_it_leaves_the_list_expires_o
     keeper = make_keeper(targets, expire_after=2.5)
     async with running(keeper) as run:
         await trio.sleep(2.5)
-        assert keeper.statistics().targets_held == 1
+        assert keeper.statistics().targets_tracked == 1
         await trio.sleep(3)
     statistics = keeper.statistics()
-    assert (statistics.expired, statistics.targets_held) == (1, 0)
+    assert (statistics.targets_expired, statistics.targets_tracked) == (1, 0)
 
 
 async def test_what_comes_after_the_tick_at_which_a_target_returns_is_not_dropped_with_it(
@@ -1128,7 +1128,7 @@ async def test_what_comes_after_the_tick_at_which_a_target_returns_is_not_droppe
         await trio.sleep(4.5)
         (export,) = keeper.snapshot(["a"])
     assert (export.metrics["total"], export.start_timestamp) == (1, 4)
-    assert keeper.statistics().expired == 1
+    assert keeper.statistics().targets_expired == 1
 
 
 async def test_a_list_that_is_no_good_leaves_all_as_it_was(autojump_clock):
@@ -1143,7 +1143,7 @@ async def test_a_list_that_is_no_good_leaves_all_as_it_was(autojump_clock):
     listed = []
     async with running(keeper):
         await trio.sleep(1.5)
-    assert keeper.statistics().targets_held == 0
+    assert keeper.statistics().targets_tracked == 0
 
 
 async def test_after_a_list_that_is_no_good_the_one_before_is_kept(autojump_clock):
@@ -1183,8 +1183,8 @@ async def test_a_result_that_comes_while_targets_are_gone_through_waits_for_the_
     async with running(keeper) as run:
         await trio.sleep(1.5)
     statistics = keeper.statistics()
-    assert statistics.folded == listed_at_tick
-    assert statistics.rejected == ({} if listed_at_tick else {"unlisted": 1})
+    assert statistics.results_accepted == listed_at_tick
+    assert statistics.results_rejected == ({} if listed_at_tick else {"unlisted": 1})
     assert calls == 1
 
 
@@ -1201,7 +1201,7 @@ async def test_a_map_has_no_more_keys_than_allowed(autojump_clock):
         await trio.sleep(1.5)
         (export,) = run.received()
     assert export.metrics == {"code": Map("code", {"1": 2, "2": 1, "3": 1})}
-    assert keeper.statistics().rejected == {"map-keys": 3}
+    assert keeper.statistics().results_rejected == {"map-keys": 3}
 
 
 async def test_totals_that_expired_between_two_runs_begin_again_with_a_later_start(
@@ -1250,7 +1250,7 @@ async def test_a_target_has_no_more_metrics_than_allowed(autojump_clock):
         await trio.sleep(1.5)
         (export,) = run.received()
     assert export.metrics == {"total": 3, "id 0": 1, "id 1": 1}
-    assert keeper.statistics().rejected == {"metrics": 4}
+    assert keeper.statistics().results_rejected == {"metrics": 4}
 
 
 async def test_a_gauge_or_string_that_is_not_renewed_is_left_out(autojump_clock):
@@ -1315,7 +1315,7 @@ async def test_the_time_between_runs_does_not_count_for_expiry(autojump_clock):
     async with running(keeper) as run:
         assert totals(keeper.snapshot(), "queue") == {"a": Gauge(1)}
         await trio.sleep(1.5)
-    assert keeper.statistics().expired == 0
+    assert keeper.statistics().targets_expired == 0
 
 
 async def test_the_time_of_earlier_runs_counts_for_expiry(autojump_clock):
@@ -1326,9 +1326,9 @@ async def test_the_time_of_earlier_runs_counts_for_expiry(autojump_clock):
         await trio.sleep(1.75)
     async with running(keeper):
         await trio.sleep(1.1)
-        assert keeper.statistics().targets_held == 1
+        assert keeper.statistics().targets_tracked == 1
         await trio.sleep(1)
-        assert keeper.statistics().targets_held == 0
+        assert keeper.statistics().targets_tracked == 0
 
 
 def test_a_keeper_counts_on_in_another_trio_run(autojump_clock):
@@ -1519,20 +1519,20 @@ async def test_statistics_count_what_the_keeper_did(autojump_clock):
         await trio.sleep(2.5)
     statistics = keeper.statistics()
     assert attrs.asdict(statistics) == {
-        "folded": 4,
-        "rejected": {},
+        "results_accepted": 4,
+        "results_rejected": {},
         "passes": 2,
         "exports_sent": 4,
         "ticks_missed": 0,
-        "duplicates": 0,
-        "expired": 0,
-        "targets_held": 3,
+        "duplicate_targets": 0,
+        "targets_expired": 0,
+        "targets_tracked": 3,
         "clock_behind": 0,
     }
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        statistics.folded = 0
+        statistics.results_accepted = 0
     with pytest.raises(TypeError):
-        statistics.rejected["kind"] = 1
+        statistics.results_rejected["kind"] = 1
 
 
 async def test_a_snapshot_shows_the_listed_targets_as_they_are_now(autojump_clock):

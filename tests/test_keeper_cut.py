@@ -48,7 +48,7 @@ async def test_folding_goes_on_while_an_export_waits_for_a_slow_consumer(autojum
         for _ in range(10):
             await run.results.send(one("b"))  # would hang if nobody read
         await trio.sleep(0.1)
-        assert keeper.statistics().folded == 11
+        assert keeper.statistics().results_accepted == 11
 
 
 async def test_a_target_that_first_reports_after_the_tick_waits_for_the_next_pass(
@@ -187,10 +187,10 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
     keeper = make_keeper()
     seen: list[int] = []
     async with running(keeper) as run:
-        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().results_accepted, seen)
         await until(lambda: len(seen) > 0)
         run.send(*map(one, "a" * 1_000))
-        await until(lambda: keeper.statistics().folded == 1_000)
+        await until(lambda: keeper.statistics().results_accepted == 1_000)
         seen.append(1_000)
     # Two steps may come between two looks, and rounding may make 11 of 10.
     assert 9 <= max(after - before for before, after in itertools.pairwise(seen)) <= 22
@@ -275,7 +275,7 @@ async def test_a_tick_goes_through_many_targets_in_small_steps(
     async with running(keeper) as run:
         run.send(*map(one, keys))
         await trio.sleep(0.5)
-        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().results_accepted, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
     assert steps <= len(seen) <= 2 * steps
@@ -287,7 +287,7 @@ async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autoju
     seen: list[int] = []
     async with running(keeper) as run:
         await trio.sleep(0.5)
-        run.nursery.start_soon(spectate, lambda: keeper.statistics().folded, seen)
+        run.nursery.start_soon(spectate, lambda: keeper.statistics().results_accepted, seen)
         autojump_clock.jump(0.5)
         await until(lambda: keeper.statistics().passes > 0)
     assert 10 <= len(seen) <= 20

@@ -129,7 +129,7 @@ async def test_targets_that_left_the_list_as_a_flush_ran_out_of_time_are_not_for
         await trio.sleep(1.5)
         assert len(run.received()) == 2_000
         await trio.sleep(10)
-    assert keeper.statistics().expired == 2_000
+    assert keeper.statistics().targets_expired == 2_000
 
 
 async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
@@ -154,7 +154,7 @@ async def test_what_the_last_results_begin_is_as_new_as_the_cancellation(autojum
     (export,) = keeper.snapshot()
     assert export.metrics == {"load": Gauge(5)}
     assert export.start_timestamp == 0.5
-    assert keeper.statistics().rejected == {"error": 1}
+    assert keeper.statistics().results_rejected == {"error": 1}
 
 
 @attrs.frozen
@@ -238,7 +238,7 @@ async def test_every_result_whose_send_returned_is_in_the_totals_after_cancellat
                 await trio.lowlevel.checkpoint()
             keepers.cancel_scope.cancel()
     assert type(outcome.raised) is trio.Cancelled
-    assert keeper.statistics().folded == outcome.sent
+    assert keeper.statistics().results_accepted == outcome.sent
     assert outcome.both_channels_are_closed()
 
 
@@ -321,7 +321,7 @@ async def test_targets_that_were_being_gone_through_are_known_after_cancellation
     with trio.CancelScope() as scope:
         scope.cancel()
         await outcome.run()
-    assert keeper.statistics().rejected == {}
+    assert keeper.statistics().results_rejected == {}
     assert totals([exports.receive_nowait()]) == {"a": 1}
 
 
@@ -342,7 +342,7 @@ async def test_a_result_that_waits_for_the_list_is_not_lost_by_cancellation(auto
                 await trio.lowlevel.checkpoint()
             assert keeper._progress.in_hand
             scope.cancel()
-    assert keeper.statistics().folded == 1
+    assert keeper.statistics().results_accepted == 1
 
 
 async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
@@ -352,7 +352,7 @@ async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
         results.send_nowait(one("a"))
         with trio.move_on_after(1.25):
             await outcome.run()
-        assert keeper.statistics().folded == run
+        assert keeper.statistics().results_accepted == run
         exports.close()
 
 
@@ -492,7 +492,7 @@ async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_cloc
     outcome, results, exports = outcome_of(keeper)
     with exports, pytest.raises(OSError, match="no luck"):
         await outcome.run()
-    assert keeper.statistics().folded == 4
+    assert keeper.statistics().results_accepted == 4
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ async def test_a_clock_that_raises_loses_no_result(autojump_clock, raises, start
         results.send_nowait(one("a"))
     with exports, pytest.raises(OSError, match="no luck"):
         await outcome.run()
-    assert keeper.statistics().folded == 3
+    assert keeper.statistics().results_accepted == 3
     async with running(keeper):
         (export,) = keeper.snapshot(["a"])
     assert (export.start_timestamp, export.timestamp) == (start, 5)
@@ -524,7 +524,7 @@ async def test_a_bad_list_of_targets_loses_no_result(autojump_clock):
     with trio.CancelScope() as scope, exports, pytest.raises(TypeError):
         scope.cancel()  # so that the bad one is found after the end has begun
         await outcome.run()
-    assert outcome.keeper.statistics().folded == 1
+    assert outcome.keeper.statistics().results_accepted == 1
 
 
 async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
@@ -628,7 +628,7 @@ async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
     results.send_nowait(one("a"))
     with exports, pytest.raises(TypeError, match="must be Endpoints, got 'a'"):
         await outcome.run()
-    assert outcome.keeper.statistics().folded == 1
+    assert outcome.keeper.statistics().results_accepted == 1
 
 
 async def test_a_label_function_that_returns_no_string_is_an_error(autojump_clock):
@@ -675,7 +675,7 @@ def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
         with pytest.RaisesGroup(KeyboardInterrupt):
             trio.run(main, clock=clock)
         assert type(outcome.raised) is trio.Cancelled
-    assert keeper.statistics().folded == 3
+    assert keeper.statistics().results_accepted == 3
     assert outcome.both_channels_are_closed()
 
 
@@ -692,7 +692,7 @@ def test_keyboard_interrupt_does_not_strike_where_the_last_results_are_folded_in
 
     with pytest.raises(KeyboardInterrupt):
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert keeper.statistics().folded == 3
+    assert keeper.statistics().results_accepted == 3
 
 
 async def test_a_keyboard_interrupt_that_targets_raises_leaves_run_bare(autojump_clock):

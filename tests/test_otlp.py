@@ -827,7 +827,7 @@ async def test_the_statistics_of_keepers_and_probers_come_every_ten_seconds_and_
     keeper = make_keeper()
     probe = ScriptedProbe([Succeed()])
     prober = Prober(probe, list, interval=1, timeout=1, name="homepage")
-    async with running(keeper) as kept, exporting(statistics=[keeper, prober]) as run:
+    async with running(keeper) as kept, exporting(statistics_of=[keeper, prober]) as run:
         kept.send(one("a"))
         await trio.sleep(15)
         await run.send(export("a", 1))
@@ -839,13 +839,15 @@ async def test_the_statistics_of_keepers_and_probers_come_every_ten_seconds_and_
     assert collector.times == [10, 15.05, 20, 26]
     # Requests of their own.
     assert collector.totals == [{}, {"a": 1}, {}, {}]
-    folded = [each.values("statskeeper_folded", "probe") for each in collector.received]
+    folded = [
+        each.values("statskeeper_results_accepted", "probe") for each in collector.received
+    ]
     assert folded == [{"homepage": 1}, {}, {"homepage": 1}, {"homepage": 2}]
     metrics = {metric.name: metric for metric in collector.received[0].metrics}
-    assert metrics["statskeeper_rejected"].description == (
+    assert metrics["statskeeper_results_rejected"].description == (
         "Results of probe runs that could not be added to the totals."
     )
-    assert metrics["statskeeper_targets_held"].gauge.data_points[0].as_int == 1
+    assert metrics["statskeeper_targets_tracked"].gauge.data_points[0].as_int == 1
     assert metrics["statskeeper_prober_runs_missed"].sum.is_monotonic
 
 
@@ -854,7 +856,7 @@ async def test_statistics_that_were_not_delivered_come_again_as_usual(
 ):
     caplog.set_level("INFO", "trio_statskeeper")
     collector.script = [Answer(503), Answer(503), Answer()]
-    async with exporting(statistics=[make_keeper()]):
+    async with exporting(statistics_of=[make_keeper()]):
         await trio.sleep(31)
     assert collector.times == [10, 20, 30]
     assert caplog.messages == [f"{URL}: status 503; retrying", f"{URL}: recovered"]
@@ -865,9 +867,11 @@ async def test_statistics_too_large_for_one_request_are_sent_in_several(
 ):
     monkeypatch.setattr(_otlp_delivery, "_REQUEST_SIZE", 1)
     keepers = [StatsKeeper("http", name, list) for name in "abc"]
-    async with exporting(statistics=keepers):
+    async with exporting(statistics_of=keepers):
         await trio.sleep(11)
-    sent = [each.values("statskeeper_folded", "probe") for each in collector.received]
+    sent = [
+        each.values("statskeeper_results_accepted", "probe") for each in collector.received
+    ]
     assert [[*names] for names in sent] == [["a"], ["b"], ["c"]]
 
 
@@ -889,7 +893,7 @@ async def test_targets_and_statistics_do_not_share_the_fate_of_a_refusal(
         return Answer(400 if bad else 200)
 
     collector.judge = judge
-    async with exporting(statistics=[make_keeper()]) as run:
+    async with exporting(statistics_of=[make_keeper()]) as run:
         for total in range(6):
             await run.send(export("a", total))
             await trio.sleep(10)
@@ -926,7 +930,7 @@ async def test_at_the_end_of_the_exports_all_of_them_are_sent(
 
 
 async def test_when_nothing_waits_at_the_end_it_returns_at_once(collector, autojump_clock):
-    async with exporting(statistics=[make_keeper()]) as run:
+    async with exporting(statistics_of=[make_keeper()]) as run:
         await run.send(export("a", 1))
         await trio.sleep(1)
         run.exports.close()
@@ -976,7 +980,7 @@ async def test_totals_that_the_collector_refuses_after_the_end_are_logged_as_und
     collector, autojump_clock, caplog
 ):
     collector.script = [Answer(400)]
-    async with exporting(statistics=[make_keeper()]) as run:
+    async with exporting(statistics_of=[make_keeper()]) as run:
         await run.send(export("a", 1), export("b", 1))
         await trio.sleep(1)
         await run.send(export("a", 2))
@@ -1251,7 +1255,7 @@ def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
         ({"timeout": 0}, ValueError, "timeout must be finite and above 0, got 0"),
         ({"timeout": None}, TypeError, "timeout must be a number, got None"),
         ({"flush_timeout": -1}, ValueError, "flush_timeout must be finite and 0 or more"),
-        ({"statistics": [1]}, TypeError, "statistics are those of keepers and probers"),
+        ({"statistics_of": [1]}, TypeError, "statistics_of must be keepers and probers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, error, message):
@@ -1313,4 +1317,4 @@ def test_the_program_in_the_page_on_opentelemetry_runs_and_is_short(collector, m
     exec(compile(program, page, "exec"), {"__name__": "__main__"})
     statistics, totals = collector.received
     assert totals.totals.keys() == {"localhost:80", "localhost:443"}
-    assert statistics.values("statskeeper_folded", "probe")["example"] > 0
+    assert statistics.values("statskeeper_results_accepted", "probe")["example"] > 0

@@ -39,24 +39,24 @@ async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock
         await trio.sleep(1.5)
         export = own_statistics(keeper)
     assert export.labels == {"ptype": "http", "probe": "homepage"}
-    rejected = export.metrics["rejected"]
+    rejected = export.metrics["results_rejected"]
     assert rejected.name == "reason"
     assert {r: n for r, n in rejected.values.items() if n} == {"negative": 2, "type": 1}
-    assert {n: v for n, v in export.metrics.items() if n != "rejected"} == {
-        "folded": 1,
+    assert {n: v for n, v in export.metrics.items() if n != "results_rejected"} == {
+        "results_accepted": 1,
         "passes": 1,
         "exports_sent": 1,
         "ticks_missed": 0,
-        "duplicates": 2,
-        "expired": 0,
-        "targets_held": Gauge(1),
+        "duplicate_targets": 2,
+        "targets_expired": 0,
+        "targets_tracked": Gauge(1),
         "clock_behind_seconds": Gauge(0.0),
     }
 
 
 def test_reasons_that_have_not_occurred_are_there_with_zero():
     # What an alert waits for is an increase.
-    assert own_statistics(make_keeper()).metrics["rejected"] == Map(
+    assert own_statistics(make_keeper()).metrics["results_rejected"] == Map(
         "reason",
         {
             "error": 0,
@@ -82,7 +82,7 @@ def test_a_probers_statistics_are_metrics_too():
         "prober_runs_late": 0,
         "prober_runs_missed": 0,
         "prober_runs_stuck": Gauge(0),
-        "prober_duplicates": 0,
+        "prober_duplicate_targets": 0,
         "prober_targets": Gauge(0),
         "prober_running": Gauge(0),
         "prober_loop_lag_seconds": Gauge(0),
@@ -142,5 +142,5 @@ def test_those_that_cannot_be_told_apart_are_refused(of, message):
 
 
 def test_what_is_neither_keeper_nor_prober_is_refused():
-    with pytest.raises(TypeError, match="those of keepers and probers, got 'keeper'"):
+    with pytest.raises(TypeError, match="must be keepers and probers, got 'keeper'"):
         checked_statistics(["keeper"])

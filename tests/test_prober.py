@@ -317,7 +317,7 @@ async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_cou
     async with running(prober):
         await trio.sleep(2.99)
     assert zones == {"a": ["1", "1", "1"], "b": ["3", "3", "3"]}
-    assert prober.statistics().duplicates == 3
+    assert prober.statistics().duplicate_targets == 3
     assert prober.statistics().targets == 0  # none is probed any more
 
 

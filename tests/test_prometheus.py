@@ -313,32 +313,30 @@ async def test_created_samples_are_shown_on_request():
 async def test_the_statistics_of_keepers_and_probers_are_shown_as_they_are_now():
     keeper = make_keeper()
     prober = Prober(trio.sleep_until, list, interval=1, timeout=1, name="homepage")
-    exporter = PrometheusExporter(statistics=[keeper, prober])
+    exporter = PrometheusExporter(statistics_of=[keeper, prober])
     lines = await samples(exporter)
-    assert 'statskeeper_folded_total{ptype="http",probe="homepage"} 0' in lines
-    assert (
-        'statskeeper_rejected_total{ptype="http",probe="homepage",reason="negative"} 0'
-        in lines
-    )
-    assert 'statskeeper_targets_held{ptype="http",probe="homepage"} 0' in lines
+    assert 'statskeeper_results_accepted_total{ptype="http",probe="homepage"} 0' in lines
+    labels = 'ptype="http",probe="homepage",reason="negative"'
+    assert f"statskeeper_results_rejected_total{{{labels}}} 0" in lines
+    assert 'statskeeper_targets_tracked{ptype="http",probe="homepage"} 0' in lines
     assert 'statskeeper_prober_running{probe="homepage"} 0' in lines
     async with running(keeper) as run:
         run.send(one("a"))
         await wait_all_tasks_blocked()
         lines = await samples(exporter)
-    assert 'statskeeper_folded_total{ptype="http",probe="homepage"} 1' in lines
+    assert 'statskeeper_results_accepted_total{ptype="http",probe="homepage"} 1' in lines
 
 
 async def test_without_created_the_statistics_have_none_and_with_it_they_have():
     keeper = make_keeper()
-    line = "# TYPE statskeeper_folded_created gauge"
-    assert line not in await page(PrometheusExporter(statistics=[keeper]))
-    assert line in await page(PrometheusExporter(statistics=[keeper], created=True))
+    line = "# TYPE statskeeper_results_accepted_created gauge"
+    assert line not in await page(PrometheusExporter(statistics_of=[keeper]))
+    assert line in await page(PrometheusExporter(statistics_of=[keeper], created=True))
 
 
 def test_wrong_statistics_are_refused():
     with pytest.raises(TypeError, match="those of keepers and probers, got None"):
-        PrometheusExporter(statistics=[None])
+        PrometheusExporter(statistics_of=[None])
 
 
 # What comes and goes
@@ -573,7 +571,7 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
             nonlocal longest
             longest = max(longest, now - began)
 
-    exporter = PrometheusExporter(statistics=[make_keeper()])
+    exporter = PrometheusExporter(statistics_of=[make_keeper()])
     metrics = {f"metric {number}": number for number in range(30)}
     await feed(exporter, *(export(metrics, dst=str(n), probe=str(n)) for n in range(30)))
     mock_clock.jump(25)
@@ -714,7 +712,7 @@ async def test_a_scrape_is_as_of_one_instant_whatever_comes_meanwhile(monkeypatc
 
 
 async def test_a_collector_gives_a_registry_what_a_scrape_shows():
-    exporter = PrometheusExporter(statistics=[make_keeper()], created=True)
+    exporter = PrometheusExporter(statistics_of=[make_keeper()], created=True)
     metrics = {
         "total": 1,
         "latency": Distribution([0.1], [1, 3], 1),
@@ -1025,7 +1023,7 @@ async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    exporter = PrometheusExporter(statistics=[make_keeper()])
+    exporter = PrometheusExporter(statistics_of=[make_keeper()])
     monkeypatch.setattr(module, "own_statistics", interrupt)
     with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
@@ -1045,7 +1043,7 @@ async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
     def bug(*_):
         raise RuntimeError("a bug")
 
-    exporter = PrometheusExporter(statistics=[make_keeper()])
+    exporter = PrometheusExporter(statistics_of=[make_keeper()])
     monkeypatch.setattr(module, "own_statistics", bug)
     address = await nursery.start(exporter.serve, 0)
     assert (await get(address)).status_code == 500

@@ -83,7 +83,7 @@ def test_only_an_accepted_result_builds_a_schema_and_but_one(monkeypatch):
     for number in range(300):
         fold(totals, Result("a", {f"id {number}": 1, "total": -1}))
         fold(totals, Result("a", {f"id {number} {i}": 1 for i in range(150)}))
-    assert totals.rejected == {"negative": 300, "metrics": 300}
+    assert totals.results_rejected == {"negative": 300, "metrics": 300}
     assert len(built) == 1
 
 
@@ -134,8 +134,8 @@ def test_without_a_cut_the_row_before_is_not_kept():
 def test_totals_reach_to_the_largest_float(name, value):
     totals = make_totals("a")
     fold(totals, Result("a", {name: value}))
-    assert totals.rejected == {}
-    assert totals.folded == 1
+    assert totals.results_rejected == {}
+    assert totals.results_accepted == 1
 
 
 @pytest.mark.parametrize("first", [0, 1, 99, 100])
@@ -144,7 +144,7 @@ def test_a_map_may_have_as_many_keys_as_allowed(first):
     keys = {str(key): 1 for key in range(100)}
     fold(totals, Result("a", {"code": Map("code", dict(list(keys.items())[:first]))}))
     fold(totals, Result("a", {"code": Map("code", keys)}))
-    assert totals.rejected == {}
+    assert totals.results_rejected == {}
     (counted,) = metrics(totals.row("a"), -math.inf).values()
     assert counted.values.keys() == keys.keys()
 
@@ -154,7 +154,7 @@ def test_samples_whose_sum_exceeds_the_largest_float_overflow(sample):
     totals = make_totals("a")
     for _ in range(2):
         fold(totals, Result("a", {"latency": sample}))
-    assert totals.rejected == {"overflow": 1}
+    assert totals.results_rejected == {"overflow": 1}
 
 
 @pytest.mark.parametrize("samples", [(1, 1, 5), (True, True, 5), (1.0, Count(1), 5.0)])
@@ -183,7 +183,7 @@ def test_what_left_the_list_expires_though_what_was_never_listed_does_not_yet():
     relist(totals, [], now=1.0)
     fold(totals, Result("x", {"total": 1}), now=9.0)
     relist(totals, [], now=10.0)
-    assert totals.expired == 2
+    assert totals.targets_expired == 2
     assert [totals.row(name) is not None for name in "abx"] == [False, False, True]
 
 
@@ -204,7 +204,7 @@ def test_targets_with_late_results_are_gathered_in_small_steps_and_do_not_expire
         for name in names:
             fold(totals, Result(name, {"total": 1}), now=20.0)
     assert steps == 2
-    assert totals.expired == 0
+    assert totals.targets_expired == 0
     assert [endpoint.key for endpoint in totals.to_export()] == names
 
 
@@ -261,9 +261,9 @@ def test_a_count_never_goes_down_whatever_numbers_are_added(numbers):
         fold(totals, Result("a", {"total": number, "code": Map("code", {"2": number})}))
         now = metrics(totals.row("a"), -math.inf)
         assert now["total"] == now["code"].values["2"] >= before
-        assert type(now["total"]) is type(before + number) or totals.rejected
+        assert type(now["total"]) is type(before + number) or totals.results_rejected
         before = now["total"]
-    assert totals.rejected.keys() <= {"overflow"}
+    assert totals.results_rejected.keys() <= {"overflow"}
 
 
 def test_an_integer_that_becomes_a_float_is_rounded_up():
@@ -277,5 +277,5 @@ def test_a_whole_number_beyond_all_floats_is_no_part_of_a_sum_of_floats():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 0.5}))
     fold(totals, Result("a", {"total": 10**400}))
-    assert totals.rejected == {"not-finite": 1}
+    assert totals.results_rejected == {"not-finite": 1}
     assert metrics(totals.row("a"), -math.inf) == {"total": 0.5}

@@ -94,7 +94,7 @@ keeper = ts.StatsKeeper(
 )
 ts.StatsKeeper("http", "homepage", lambda: {"a"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(keeper.statistics(), ts.KeeperStatistics)
-assert_type(keeper.statistics().rejected, Mapping[str, int])
+assert_type(keeper.statistics().results_rejected, Mapping[str, int])
 assert_type(keeper.snapshot(), tuple[ts.EventMetrics, ...])
 assert_type(keeper.snapshot(["a"]), tuple[ts.EventMetrics, ...])
 
@@ -162,12 +162,14 @@ async def use_outputs(
 ) -> None:
     nursery.start_soon(lines.write_lines, exports)
     nursery.start_soon(partial(lines.write_lines, exports, Path("file"), json=True))
-    prometheus = PrometheusExporter(statistics=[keeper, prober], created=True)
+    prometheus = PrometheusExporter(statistics_of=[keeper, prober], created=True)
     nursery.start_soon(prometheus.run, exports)
     nursery.start_soon(prometheus.serve, 9464)
     CollectorRegistry().register(prometheus)
-    PrometheusExporter(statistics=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
-    otlp = OTLPExporter("http://localhost:4318", statistics=(prober,), headers={"a": "b"})
+    PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    otlp = OTLPExporter(
+        "http://localhost:4318", statistics_of=(prober,), headers={"a": "b"}
+    )
     nursery.start_soon(otlp.run, exports)
     await nursery.start(otlp.run, exports)
     to_file: ts.Output = partial(lines.write_lines, path="file")

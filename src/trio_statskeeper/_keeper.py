@@ -74,10 +74,10 @@ _CLOCK_TOLERANCE = 0.1
 class KeeperStatistics:
     """What a `StatsKeeper` has done since it was made."""
 
-    folded: int
+    results_accepted: int
     """Results that were added to the totals."""
 
-    rejected: Mapping[str, int]
+    results_rejected: Mapping[str, int]
     """Results that could not be added, by reason:
 
     - `error`: `target` or `metrics()` raised, or is not as `ProbeResult` says
@@ -102,13 +102,13 @@ class KeeperStatistics:
     """Ticks that were skipped because the pass before takes or took too long. Each is
     counted when it is missed, so this rises while an output is stuck."""
 
-    duplicates: int
+    duplicate_targets: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
 
-    expired: int
+    targets_expired: int
     """Targets whose totals were dropped as they had not been listed for `expire_after`."""
 
-    targets_held: int
+    targets_tracked: int
     """Targets of which there are totals now."""
 
     clock_behind: float
@@ -347,8 +347,8 @@ class StatsKeeper:
         """Return what the keeper has done so far. Any thread may ask."""
         tick_pass = self._progress.tick_pass
         return KeeperStatistics(
-            folded=self._totals.folded,
-            rejected=MappingProxyType(dict(self._totals.rejected)),
+            results_accepted=self._totals.results_accepted,
+            results_rejected=MappingProxyType(dict(self._totals.results_rejected)),
             passes=self._progress.passes,
             exports_sent=self._progress.exports_sent,
             ticks_missed=(
@@ -356,9 +356,9 @@ class StatsKeeper:
                 if tick_pass is None
                 else tick_pass.ticks_missed()
             ),
-            duplicates=self._totals.duplicates,
-            expired=self._totals.expired,
-            targets_held=len(self._totals),
+            duplicate_targets=self._totals.duplicate_targets,
+            targets_expired=self._totals.targets_expired,
+            targets_tracked=len(self._totals),
             clock_behind=self._progress.clock_behind,
         )
 

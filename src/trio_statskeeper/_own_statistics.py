@@ -21,20 +21,20 @@ Observed: TypeAlias = StatsKeeper | Prober
 PREFIX = "statskeeper_"
 
 HELP = {
-    "folded": "Results of probe runs that were added to the totals",
-    "rejected": "Results of probe runs that could not be added to the totals",
+    "results_accepted": "Results of probe runs that were added to the totals",
+    "results_rejected": "Results of probe runs that could not be added to the totals",
     "passes": "Exports of all targets that were completed",
     "exports_sent": "Exports of single targets that were sent",
     "ticks_missed": "Ticks skipped because the previous pass was still in progress",
-    "duplicates": "Targets with the key of an earlier one, over all calls of targets()",
-    "expired": "Targets whose totals were dropped: they had not been listed for too long",
-    "targets_held": "Targets of which there are totals now",
+    "duplicate_targets": "Targets whose key appeared before in the same list",
+    "targets_expired": "Targets dropped as they were not listed any more",
+    "targets_tracked": "Targets of which there are totals",
     "clock_behind_seconds": "Seconds that the clock is behind the newest timestamp",
     "prober_results_sent": "Probe runs whose result was sent",
     "prober_runs_late": "Probe runs that began late by more than a tenth of the timeout",
     "prober_runs_missed": "Probe runs that were skipped",
     "prober_runs_stuck": "Probe runs that are still running after their timeout",
-    "prober_duplicates": "Targets with the key of an earlier one, as for the keeper",
+    "prober_duplicate_targets": "Targets whose key appeared before in the same list",
     "prober_targets": "Targets that are probed now",
     "prober_running": "Probes that are running now",
     "prober_loop_lag_seconds": "Seconds that the newest wake-up of the prober came late",
@@ -42,7 +42,7 @@ HELP = {
 
 _GAUGES = frozenset(
     (
-        "targets_held",
+        "targets_tracked",
         "clock_behind_seconds",
         "prober_runs_stuck",
         "prober_targets",
@@ -71,9 +71,7 @@ def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
     seen = set[object]()
     for each in checked:
         if not isinstance(each, StatsKeeper | Prober):
-            raise TypeError(
-                f"statistics are those of keepers and probers, got {quote(each)}"
-            )
+            raise TypeError(f"statistics_of must be keepers and probers, got {quote(each)}")
         identity = (type(each), *_labels(each).values())
         if identity in seen:
             raise ValueError(

@@ -126,7 +126,7 @@ class ProberStatistics:
     runs_stuck: int
     """Runs that are stuck now: their probes ignore that their time is up."""
 
-    duplicates: int
+    duplicate_targets: int
     """Targets with the key of an earlier one, summed over all calls of `targets`."""
 
     targets: int
@@ -217,7 +217,7 @@ class _Progress:
     results_sent: int = 0
     runs_late: int = 0
     runs_missed: int = 0
-    duplicates: int = 0
+    duplicate_targets: int = 0
     # Runs whose probe is running, and whose result was not sent on their behalf. They are
     # in the order in which they began, which is nearly that of their deadlines.
     in_flight: dict[_Run, None] = attrs.field(factory=dict[_Run, None])
@@ -374,7 +374,7 @@ class Prober:
             runs_late=progress.runs_late,
             runs_missed=progress.runs_missed,
             runs_stuck=progress.runs_stuck,
-            duplicates=progress.duplicates,
+            duplicate_targets=progress.duplicate_targets,
             targets=len(progress.targets),
             running=len(progress.in_flight) + progress.runs_stuck,
             loop_lag=progress.wakeups.lag,
@@ -441,7 +441,7 @@ class Prober:
                 target = progress.targets[key] = self._new_target(endpoint)
                 insort(progress.order, target, key=attrgetter("offset"))
             elif target.interval == interval:
-                progress.duplicates += 1
+                progress.duplicate_targets += 1
                 continue
             target.endpoint = endpoint
             target.interval = interval

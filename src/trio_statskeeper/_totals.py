@@ -371,13 +371,13 @@ class Totals:
     max_map_keys: int
     max_metrics: int
 
-    folded: int = 0
-    rejected: Counter[str] = attrs.field(factory=Counter[str])
+    results_accepted: int = 0
+    results_rejected: Counter[str] = attrs.field(factory=Counter[str])
     unreported: Counter[str] = attrs.field(factory=Counter[str])
     """What was rejected since it was last reported."""
     newest_rejection: str = ""
-    duplicates: int = 0
-    expired: int = 0
+    duplicate_targets: int = 0
+    targets_expired: int = 0
     latest_start_expired: float = -math.inf
     """The latest start timestamp of all targets that expired."""
     listed: dict[str, Endpoint] = attrs.field(factory=dict[str, Endpoint])
@@ -477,7 +477,7 @@ class Totals:
         self._rows[key] = row
         if delisted:
             _, self._late[key] = self._delisted[key]
-        self.folded += 1
+        self.results_accepted += 1
         return None
 
     def _postponed(self, key: str, deltas: dict[str, Value]) -> ProbeResult | None:
@@ -500,7 +500,7 @@ class Totals:
         forget_tracebacks(error)  # a constant is raised again and again
 
     def _reject(self, reason: Reason, explanation: str) -> None:
-        self.rejected[reason] += 1
+        self.results_rejected[reason] += 1
         self.unreported[reason] += 1
         self.newest_rejection = explanation
 
@@ -735,7 +735,7 @@ class Totals:
         for count in range(1, len(endpoints) + 1):
             endpoint = checked_endpoint(endpoints.pop())
             if endpoint.key in new:
-                self.duplicates += 1
+                self.duplicate_targets += 1
             else:
                 new[endpoint.key] = endpoint
             if count % _STEP == 0:
@@ -815,4 +815,4 @@ class Totals:
         del unlisted[key]
         start = start_timestamp(self._rows.pop(key))
         self.latest_start_expired = max(self.latest_start_expired, start)
-        self.expired += 1
+        self.targets_expired += 1

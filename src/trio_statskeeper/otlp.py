@@ -185,7 +185,7 @@ class OTLPExporter:
     """Seconds that `run`, when cancelled, may go on until the exports have ended and are
     sent. 0: it ends at once."""
 
-    statistics: tuple[Observed, ...] = attrs.field(
+    statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
     )
     """Keepers and probers whose own statistics are sent, too, as `statskeeper_…`: in
@@ -264,6 +264,6 @@ class OTLPExporter:
             client,
             exports,
             resource_attributes,
-            self.statistics,
+            self.statistics_of,
             self.timeout,
         )

@@ -93,7 +93,7 @@ class PrometheusExporter(Collector):
 
     It serves them itself,
 
-        prometheus = PrometheusExporter(statistics=[keeper, prober])
+        prometheus = PrometheusExporter(statistics_of=[keeper, prober])
         nursery.start_soon(prometheus.run, exports)
         nursery.start_soon(prometheus.serve, 9464)
 
@@ -107,11 +107,11 @@ class PrometheusExporter(Collector):
     logged. A target that has not come for three of its export intervals is gone.
 
     Raises:
-      TypeError: if `statistics` has something that is neither keeper nor prober.
+      TypeError: if `statistics_of` has something that is neither keeper nor prober.
       ValueError: if the statistics of two could not be told apart.
     """
 
-    statistics: tuple[Observed, ...] = attrs.field(
+    statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
     )
     """Keepers and probers whose own statistics are exported, too: `statskeeper_…`."""
@@ -205,7 +205,7 @@ class PrometheusExporter(Collector):
         statistics = _Page(PREFIX, self.created, HELP)
         last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         pages = statistics, last_exports
-        for observed in self.statistics:
+        for observed in self.statistics_of:
             yield pages
             statistics.put(own_statistics(observed))
             statistics.render_first()

@@ -90,7 +90,7 @@ async def main(port: int, name: str, interval: float, *, created: bool) -> None:
             name=name,
         )
         prometheus = PrometheusExporter(
-            statistics=[probed, reported, prober], created=created
+            statistics_of=[probed, reported, prober], created=created
         )
         await nursery.start(prometheus.serve, port)
         to_file = partial(write_lines, path="exports.jsonl", json=True)

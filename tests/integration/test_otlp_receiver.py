@@ -108,7 +108,7 @@ async def program(endpoint: str) -> AsyncGenerator[Program]:
         service_name="tests",
         resource_attributes={"deployment.environment.name": "é"},
         compression=None,  # the receiver can't decompress
-        statistics=[keeper],
+        statistics_of=[keeper],
     )
     results_send, results = trio.open_memory_channel[Any](100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
@@ -222,8 +222,8 @@ async def test_a_real_receiver_has_the_keepers_totals_after_an_outage_too(
     assert_same_totals(receiver, running.keeper)
     totals = totals_of(receiver.points("probe_total"))
     assert totals.keys() == {"a", "b:80"}
-    folded = receiver.points("statskeeper_folded")[-1]
-    assert folded.data["asInt"] == running.keeper.statistics().folded
+    folded = receiver.points("statskeeper_results_accepted")[-1]
+    assert folded.data["asInt"] == running.keeper.statistics().results_accepted
     for target in totals:
         of_target = [
             point.data
@@ -697,9 +697,9 @@ async def test_programs_that_differ_in_their_targets_alone_do_not_disturb_each_o
             # Of one name, but each with statistics of its own.
             for target, slow in (("a", 0), ("b", 1.5)):
                 keeper = StatsKeeper("http", "homepage", list)
-                exporter = OTLPExporter(app.url, statistics=[keeper])
+                exporter = OTLPExporter(app.url, statistics_of=[keeper])
                 await run(exporter, *await exported("homepage", target, slow))
-    found = await trio.to_thread.run_sync(prometheus.query, "statskeeper_folded")
+    found = await trio.to_thread.run_sync(prometheus.query, "statskeeper_results_accepted")
     assert len(found) == 4
     found = await trio.to_thread.run_sync(prometheus.query, "probe_total")
     assert {sample.labels["dst"] for sample in found} == {"a", "b"}
@@ -724,7 +724,7 @@ async def test_a_receiver_that_only_appends_has_the_newest_totals_after_the_cloc
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
     with trio.fail_after(PATIENCE):
         async with serving(AppendOnly(prometheus.port)) as app:
-            exporter = OTLPExporter(app.url, statistics=[keeper])
+            exporter = OTLPExporter(app.url, statistics_of=[keeper])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keeper.run, results, exports_send)
                 nursery.start_soon(exporter.run, exports)
@@ -738,7 +738,9 @@ async def test_a_receiver_that_only_appends_has_the_newest_totals_after_the_cloc
     found = await trio.to_thread.run_sync(prometheus.query, "probe_total")
     newest = {sample.labels["dst"]: sample.value for sample in found}
     assert newest == {k.labels["dst"]: k.metrics["total"] for k in keeper.snapshot()}
-    [folded] = await trio.to_thread.run_sync(prometheus.query, "statskeeper_folded")
-    assert folded.value == keeper.statistics().folded
+    [folded] = await trio.to_thread.run_sync(
+        prometheus.query, "statskeeper_results_accepted"
+    )
+    assert folded.value == keeper.statistics().results_accepted
     refused = [m for m in caplog.messages if "refused" in m or "not delivered" in m]
     assert not refused

@@ -234,7 +234,7 @@ async def delivering(url, **options):
             nursery.start_soon(feeder.feed)
             yield keeper
             feeder.stopped.set()
-    assert keeper.statistics().folded == feeder.sent
+    assert keeper.statistics().results_accepted == feeder.sent
 
 
 def assert_it_has_all(collector, keeper):
@@ -606,7 +606,7 @@ class Written:
         assert self.raised.errno == number
         assert self.raised.filename == str(self.path or "standard output")
         assert type(self.keeper_raised) is trio.BrokenResourceError
-        assert self.keeper.statistics().folded == self.feeder.sent
+        assert self.keeper.statistics().results_accepted == self.feeder.sent
 
     async def assert_the_next_file_is_right(self, path):
         """See that another run counts on, and writes all that was sent before."""
@@ -616,7 +616,7 @@ class Written:
             await until(lambda: self.feeder.sent > 10)
             self.feeder.stopped.set()
         assert self.raised is None
-        assert self.keeper.statistics().folded == sent + self.feeder.sent
+        assert self.keeper.statistics().results_accepted == sent + self.feeder.sent
         exports = [from_json(line) for line in texts_of(path) if is_whole(line)]
         assert totals_of(exports) == totals_of(self.keeper.snapshot())
         assert sum(totals_of(exports).values()) == sent + self.feeder.sent
@@ -811,7 +811,7 @@ async def test_a_disk_that_is_stuck_costs_ticks_and_no_total(pipe, caplog):
         with reader:
             async with trio.open_nursery() as nursery:
                 # To feed so many takes longer than some export intervals.
-                await until(lambda: written.keeper.statistics().folded >= 100)
+                await until(lambda: written.keeper.statistics().results_accepted >= 100)
                 nursery.start_soon(read)
                 await until(lambda: written.keeper.statistics().ticks_missed)
                 written.feeder.stopped.set()

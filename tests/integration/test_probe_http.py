@@ -109,7 +109,7 @@ def test_with_a_port_it_serves_its_totals_and_statistics_to_prometheus():
     assert program.returncode == 0
     (target,) = exports_by_target(first)
     assert f'probe_success_total{{ptype="http",probe="example",dst="{target}"}}' in page
-    assert 'statskeeper_folded_total{ptype="http",probe="example"}' in page
+    assert 'statskeeper_results_accepted_total{ptype="http",probe="example"}' in page
     assert "statskeeper_prober_results_sent_total" in page
 
 
@@ -146,7 +146,7 @@ def test_with_a_url_it_sends_its_totals_and_statistics_to_a_collector():
                             pair.key: pair.value.string_value for pair in point.attributes
                         }
                         totals[labels["dst"]] = point.as_int
-    assert {"probe_success", "probe_latency", "statskeeper_folded"} <= names
+    assert {"probe_success", "probe_latency", "statskeeper_results_accepted"} <= names
     last = {dst: of_dst[-1] for dst, of_dst in exports_by_target(output).items()}
     assert totals == {dst: export.metrics["total"] for dst, export in last.items()}
 

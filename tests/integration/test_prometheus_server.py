@@ -179,7 +179,7 @@ def test_counters_come_to_what_the_server_has_answered(prometheus, start_program
         success,
         program.select("probe_resp_code_total", code="200"),
         program.select("probe_latency_seconds_count", ptype="http"),
-        program.select("statskeeper_folded_total", ptype="reported"),
+        program.select("statskeeper_results_accepted_total", ptype="reported"),
     ):
         prometheus.wait_for(counter, exactly(answered))
 
@@ -356,7 +356,7 @@ def test_a_program_that_starts_again_is_one_reset_of_its_counters(
         program.select("probe_latency_seconds_count", ptype="reported"),
         program.select("probe_latency_seconds_sum", ptype="reported"),
         program.select("probe_latency_seconds_bucket", ptype="reported", le="0.001"),
-        program.select("statskeeper_folded_total", ptype="http"),
+        program.select("statskeeper_results_accepted_total", ptype="http"),
         program.select("statskeeper_prober_results_sent_total"),
     ):
         [(_, samples)] = prometheus.series(f"{counter}[5m]")
@@ -405,10 +405,10 @@ def test_created_tells_prometheus_since_when_the_totals_count(prometheus, start_
 
 def test_a_rejected_result_is_what_an_alert_can_be_about(prometheus, start_program):
     program = start_program()
-    folded = program.select("statskeeper_folded_total", ptype="reported")
-    rejected = program.select("statskeeper_rejected_total", ptype="reported")
+    folded = program.select("statskeeper_results_accepted_total", ptype="reported")
+    rejected = program.select("statskeeper_results_rejected_total", ptype="reported")
     negative = program.select(
-        "statskeeper_rejected_total", ptype="reported", reason="negative"
+        "statskeeper_results_rejected_total", ptype="reported", reason="negative"
     )
     alert = f"increase({negative}[5m]) > 0"
     with answering("a", {"served": 1}) as target:
@@ -429,10 +429,10 @@ def test_a_rejected_result_is_what_an_alert_can_be_about(prometheus, start_progr
 
 def test_what_prober_and_keeper_tell_of_themselves_fits_together(prometheus, start_program):
     program = start_program()
-    folded = program.select("statskeeper_folded_total", ptype="http")
+    folded = program.select("statskeeper_results_accepted_total", ptype="http")
     sent = program.select("statskeeper_prober_results_sent_total")
     targets = program.select("statskeeper_prober_targets")
-    held = program.select("statskeeper_targets_held", ptype="http")
+    held = program.select("statskeeper_targets_tracked", ptype="http")
     with answering("a") as a, answering("b") as b:
         program.probe(a, b)
         prometheus.wait_for(folded, more_than(10))
@@ -449,7 +449,7 @@ def test_what_prober_and_keeper_tell_of_themselves_fits_together(prometheus, sta
     assert is_there(prometheus, sent) == last
     # In time, the keeper drops them, too.
     prometheus.wait_for(held, exactly(0))
-    expired = program.select("statskeeper_expired_total", ptype="http")
+    expired = program.select("statskeeper_targets_expired_total", ptype="http")
     prometheus.wait_for(expired, exactly(2))
 
 

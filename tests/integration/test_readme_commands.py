@@ -66,17 +66,23 @@ def test_the_program_can_be_given_the_outputs_that_the_readme_shows(tmp_path):
     ) as running:
         try:
             page = ""
-            while "probe_success_total" not in page or "statskeeper_folded" not in page:
+            log = tmp_path / "metrics.log"
+            while not (
+                "probe_success_total" in page
+                and "statskeeper_results_accepted" in page
+                and log.exists()
+                and log.read_text()
+            ):
                 assert running.poll() is None
                 with (
                     suppress(OSError),
-                    urlopen(f"http://127.0.0.1:{port}/metrics") as answer,
+                    urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
                 ):
                     page = answer.read().decode()
                 time.sleep(0.05)
         finally:
             running.kill()
-    lines = (tmp_path / "metrics.log").read_text().splitlines()
+    lines = log.read_text().splitlines()
     assert EventMetrics.parse(lines[0]).metrics["total"] > 0
 
 

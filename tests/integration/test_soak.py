@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LITTLE = ("--results", "5000", "--targets", "200", "--export-interval", "0.75")
 PROGRESS = re.compile(
     r"\d+ s, export \d+: ([\d,]+) results, [\d,]+ a second; [\d,]+ MiB, [\d,]+ blocks; "
-    r"[\d,]+ targets held, ([\d,]+) expired"
+    r"[\d,]+ targets tracked, ([\d,]+) expired"
 )
 
 pytest.importorskip("opentelemetry.proto", reason="the soak's collector reads OTLP")
@@ -133,9 +133,9 @@ def test_progress_is_told_at_each_export(ended):
 @pytest.mark.parametrize(
     "told",
     [
-        "folded: 4999, not 5000",
-        r"expired: 0, not \d+",
-        "targets_held: .*",
+        "results_accepted: 4999, not 5000",
+        r"targets_expired: 0, not \d+",
+        "targets_tracked: .*",
         "totals wrong in the keeper: those of 1 targets, target-153.example.com.*",
         "totals wrong in Prometheus: .*target-150.example.com.*",
         "totals wrong in the collector: .*target-151.example.com.*",

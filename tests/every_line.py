@@ -27,8 +27,10 @@ from trio_statskeeper._exceptions import leaf_exceptions
 Line: TypeAlias = tuple[str, int, bool]
 """A file, the number of a line, and whether it is protected."""
 
-# Seconds after which a play hangs.
-_TOO_LONG = 3
+# Seconds after which a play hangs, and until it is told so again: what is raised where
+# nothing propagates, as in a finalizer, ends nothing.
+_TOO_LONG = 20
+_AGAIN = 1
 
 _LIBRARY = str(Path(trio_statskeeper.__file__).parent)
 
@@ -132,7 +134,7 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _HangError
 
     before = signal.signal(signal.SIGALRM, hang)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     finally:

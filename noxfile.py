@@ -24,6 +24,9 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
+# The tests that need no real servers.
+UNIT_TESTS = ("pytest", "--numprocesses=2", "--dist=loadfile", "--ignore=tests/integration")
+
 
 def show_pyenv_versions() -> None:
     """Make all of pyenv's interpreters available, not only the one that is chosen."""
@@ -73,11 +76,14 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests."""
+    """Run the unit tests, and on the oldest and the newest Python all tests."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
     session.install(".[examples]", *groups)
-    # The tests with real servers mostly wait; those of one file may share a server.
-    session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+    if session.python in (PYTHONS[0], PYTHONS[-1]):
+        # The tests with real servers mostly wait; those of one file may share a server.
+        session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+    else:
+        session.run(*UNIT_TESTS, *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -91,15 +97,17 @@ def oldest(session: nox.Session) -> None:
     ]
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(".", *oldest, *groups)
-    session.run("pytest", "--ignore=tests/integration", *session.posargs)
+    session.run(*UNIT_TESTS, *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Check that the tests without real servers take every branch."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
-    session.install("-e", ".[otlp,prometheus]", "coverage", *groups)
-    session.run("coverage", "run", "-m", "pytest", "--ignore=tests/integration", "-q")
+    session.install("-e", ".[otlp,prometheus]", "coverage>=7.10", *groups)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", *UNIT_TESTS)
+    session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
 

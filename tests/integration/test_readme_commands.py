@@ -1,89 +1,175 @@
-"""The README's main command and its program, as a newcomer runs them."""
+"""The README's main command and its programs, as a newcomer runs them."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.request import urlopen
 
 import pytest
+from real_servers import free_port
 
 from trio_statskeeper import EventMetrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+TESTING = (ROOT / "docs/testing.md").read_text()
+MONITOR, OWN_NURSERY = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+(SHOWN,) = re.findall(r"^```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def test_the_program_prints_such_lines_as_the_readme_shows():
-    program, shown = re.search(
-        r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
-    ).groups()
+def replaced(program: str, replacements: dict[str, str]) -> str:
+    for text, other in replacements.items():
+        assert text in program
+        program = program.replace(text, other)
+    return program
+
+
+class Website(BaseHTTPRequestHandler):
+    """Is healthy, but for one of its names."""
+
+    def do_GET(self):
+        host = self.headers["Host"].partition(":")[0]
+        self.server.requests[host] += 1
+        self.send_response(503 if host == "127.0.0.3" else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def website():
+    with ThreadingHTTPServer(("0.0.0.0", 0), Website) as server:
+        server.requests = Counter()
+        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def page_at(port: int) -> str:
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        return page.read().decode()
+    return ""
+
+
+def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_totals(
+    tmp_path,
+):
+    with ExitStack() as stack:
+        server = stack.enter_context(website())
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        metrics_port = free_port()
+        program = replaced(
+            MONITOR,
+            {
+                'f"https://{host}/"': f'f"http://{{host}}:{server.server_port}/"',
+                '"a.example", "b.example", "c.example"': (
+                    '"127.0.0.1", "127.0.0.2", "127.0.0.3"'
+                ),
+                # Nothing listens at the second address.
+                '"db1.example", "db2.example"': '"127.0.0.1", "127.0.0.2"',
+                "5432": str(listener.getsockname()[1]),
+                "9464": str(metrics_port),
+                "interval=5": "interval=0.2",
+                "TARGETS, additional": "TARGETS, export_interval=0.5, additional",
+            },
+        )
+        (tmp_path / "monitor.py").write_text(program)
+        running = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "monitor.py"],
+                cwd=tmp_path,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(running.kill)
+        deadline = time.monotonic() + 60
+        while 'probe_failure_total{' not in (page := page_at(metrics_port)):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert 'team="web"' in page
+    exports = [
+        EventMetrics.parse(line)
+        for line in (tmp_path / "metrics.log").read_text().splitlines()
+    ]
+    last = {export.labels["dst"]: export for export in exports}
+    assert Counter(export.labels["team"] for export in last.values()) == {
+        "web": 3,
+        "data": 2,
+    }
+    for host, requests in server.requests.items():
+        export = last[f"http://{host}:{server.server_port}/"]
+        # A run that was in progress at the end counts as nothing.
+        assert export.metrics["total"] in (requests, requests - 1)
+        healthy = host != "127.0.0.3"
+        assert export.metrics["success" if healthy else "failure"] == export.metrics["total"]
+    failing = last[f"http://127.0.0.3:{server.server_port}/"].metrics
+    assert failing["error"].values == {"status-503": failing["failure"]}
+    data = [export.metrics for export in last.values() if export.labels["team"] == "data"]
+    assert data[0]["failure"] == 0 < data[0]["success"]
+    assert data[1]["success"] == 0 < data[1]["error"].values["ConnectionRefusedError"]
+
+
+def test_the_lines_that_the_readme_shows_are_those_of_its_program():
+    for line in SHOWN.splitlines():
+        assert re.fullmatch(
+            r"\d+ labels=ptype=blackbox,probe=services,dst=\S+,team=\w+ total=\d+ "
+            r"success=\d+ failure=\d+ timeouts=\d+ inconclusive=\d+ "
+            r"(latency=dist:sum:\S+\|count:\d+\|… )?error=map:error(,\w+:\d+)?",
+            line,
+        )
+
+
+def test_the_program_with_a_nursery_of_its_own_prints_lines():
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", program],
+        [sys.executable, "-u", "-c", OWN_NURSERY],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as running:
-        printed = [running.stdout.readline() for _ in shown.splitlines()]
+        printed = running.stdout.readline()
         running.kill()
-    for line, like in zip(printed, shown.splitlines(), strict=True):
-        export, example = EventMetrics.parse(line), EventMetrics.parse(like)
-        assert export.labels == example.labels
-        # Whether anybody listens to these ports here is another matter.
-        assert export.metrics.keys() - example.metrics.keys() <= {"latency"}
-        assert export.metrics["total"] > 0
+    export = EventMetrics.parse(printed)
+    assert export.labels == {"ptype": "tcp", "probe": "example", "dst": "localhost:80"}
+    assert export.metrics["total"] > 0
 
 
-def test_the_program_can_be_given_the_outputs_that_the_readme_shows(tmp_path):
-    program, outputs = re.findall(
-        r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+def test_the_test_of_the_monitoring_program_passes(tmp_path):
+    [test] = re.findall(r"^```python\n(.*?)^```$", TESTING, re.DOTALL | re.MULTILINE)
+    program = replaced(MONITOR, {"9464": str(free_port())})
+    (tmp_path / "monitor.py").write_text(program)
+    (tmp_path / "test_monitor.py").write_text(test)
+    completed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-o", "trio_mode=true", "-W", "error"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    printing = (
-        "        async for event_metrics in exports:\n            print(event_metrics)\n"
-    )
-    exporting = "        await export(exports, keeper, prober)\n"
-    assert printing in program
-    assert f"`{exporting.strip()}`" in README
-    program = program.replace(printing, exporting).replace(
-        "export_interval=2", "export_interval=0.2"
-    )
-    program = program.replace("import trio\n", f"import trio\n{outputs}", 1).replace(
-        "9464", port
-    )
-    assert port in program
-    (tmp_path / "program.py").write_text(program)
-    with subprocess.Popen(
-        [sys.executable, "program.py"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    ) as running:
-        try:
-            page = ""
-            log = tmp_path / "metrics.log"
-            while not (
-                "probe_success_total" in page
-                and "statskeeper_results_accepted" in page
-                and log.exists()
-                and log.read_text()
-            ):
-                assert running.poll() is None
-                with (
-                    suppress(OSError),
-                    urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
-                ):
-                    page = answer.read().decode()
-                time.sleep(0.05)
-        finally:
-            running.kill()
-    lines = log.read_text().splitlines()
-    assert EventMetrics.parse(lines[0]).metrics["total"] > 0
+    assert completed.returncode == 0, completed.stdout
+    assert "1 passed" in completed.stdout
 
 
 @pytest.mark.skipif(

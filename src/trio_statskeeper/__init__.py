@@ -1,11 +1,11 @@
 """The stats keeper of a Trio program: results of probes in, consistent totals out."""
 
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, Label
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
-from ._prober import Prober, ProberStatistics
-from ._totals import ProbeResult
+from ._prober import Probe, Prober, ProberStatistics
+from ._results import ProbeResult, Reason, Result
 from ._values import (
     Distribution,
     Gauge,
@@ -21,11 +21,15 @@ __all__ = [
     "EventMetrics",
     "Gauge",
     "KeeperStatistics",
+    "Label",
     "Map",
     "Output",
+    "Probe",
     "ProbeResult",
     "Prober",
     "ProberStatistics",
+    "Reason",
+    "Result",
     "StatsKeeper",
     "Value",
     "exponential_bounds",

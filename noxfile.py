@@ -68,7 +68,14 @@ def typing(session: nox.Session) -> None:
     """Check types, as two type checkers see them, and that the public ones are complete."""
     groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
     session.install("-e", ".[examples]", "nox", *groups)
-    checked = ("src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py")
+    checked = ["src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py"]
+    programs = re.findall(
+        r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    for number, program in enumerate(programs, 1):
+        path = Path(session.create_tmp(), f"readme_{number}.py")
+        path.write_text(program)
+        checked.append(str(path))
     session.run("mypy", *checked)
     session.run("pyright", *checked)
     session.run("pyright", "--verifytypes", "trio_statskeeper", "--ignoreexternal")

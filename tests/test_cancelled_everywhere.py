@@ -585,7 +585,9 @@ class Serving:
 
     nursery: trio.Nursery
     interruption: Interruption
-    exporter: PrometheusExporter = attrs.field(init=False, factory=PrometheusExporter)
+    exporter: PrometheusExporter = attrs.field(
+        init=False, factory=partial(PrometheusExporter, 0)
+    )
     address: tuple[str, int] | None = attrs.field(init=False, default=None)
     began: trio.Event = attrs.field(init=False, factory=trio.Event)
     over: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -593,14 +595,12 @@ class Serving:
 
     async def run(self) -> BaseException | None:
         send, exports = channel(2)
-        with send:
-            await send.send(export("a", 1))
-            await send.send(EventMetrics(1, 0, {"dst": "b"}, {"text": LONG_TEXT}))
-        await self.exporter.run(exports)
+        await send.send(export("a", 1))
+        await send.send(EventMetrics(1, 0, {"dst": "b"}, {"text": LONG_TEXT}))
         for client in (self.ask_twice, self.say_half_a_sentence, self.listen_to_nothing):
             self.nursery.start_soon(self.until_closed, client)
-        serve = partial(self.exporter.serve, 0, task_status=self)
-        raised = await self.interruption.watch(serve)
+        run = partial(self.exporter.run, exports, task_status=self)
+        raised = await self.interruption.watch(run)
         self.began.set()
         self.over.set()
         return raised
@@ -680,14 +680,13 @@ def series(requests: list[dict[str, float]]) -> dict[str, list[float]]:
     return by_target
 
 
-@pytest.mark.parametrize("flush_timeout", [0, 20])
-def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flush_timeout):
+def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch):
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
     async def play(interruption: Interruption) -> None:
         collector = Remembering()
         monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
-        exporter = OTLPExporter(ENDPOINT, flush_timeout=flush_timeout)
+        exporter = OTLPExporter(ENDPOINT)
         send, exports = channel()
         sent: dict[str, int] = {}
         async with trio.open_nursery() as others:
@@ -695,7 +694,7 @@ def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flu
             raised = await interruption.watch(exporter.run, exports)
             assert not is_open(exports)
         assert type(raised) in (type(None), trio.Cancelled)
-        if raised is None or flush_timeout:
+        if raised is None:
             newest = {
                 t: numbers[-1] for t, numbers in series(collector.acknowledged).items()
             }

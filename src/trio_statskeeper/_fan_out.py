@@ -133,6 +133,7 @@ class FanOut:
         if self.exports.statistics().open_send_channels:
             self._receiving.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _report_start(  # noqa: ASYNC910  # waiting is a checkpoint
         self, feeds: Sequence[_Feed], started: Callable[[], None]
     ) -> None:

@@ -30,7 +30,7 @@ from helpers import channel_of, make_keeper, one, running
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair
 
 from trio_statskeeper import (
     EventMetrics,

@@ -153,6 +153,7 @@ class FanOut:
         try:
             with exports:
                 await _call(output, exports, feed)
+            feed.started()  # if it has not said so
             feed.stop("returned")
         except BaseException as error:  # noqa: ASYNC103  # raised by whoever is told
             feed.close()
@@ -168,7 +169,6 @@ class FanOut:
                 raise
             self.fail(error)
         finally:
-            feed.started()
             feed.recall.close()
 
     @trio.lowlevel.enable_ki_protection

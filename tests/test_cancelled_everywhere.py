@@ -40,6 +40,8 @@ from trio_statskeeper import (
     _totals,
     fan_out,
     lines,
+    open_keeper,
+    open_outputs,
     prometheus,
 )
 from trio_statskeeper.lines import write_lines
@@ -465,6 +467,64 @@ def test_fan_out_closes_all_and_sends_nothing_old(how, monkeypatch):
     monkeypatch.setattr(_fan_out, "_BUFFER", 1)
     play = fan_out_to_one_that_is_slow_and_one_that_returns
     assert interrupt_everywhere(play, how) > 100
+
+
+# The whole chain
+
+
+GRACE = 1
+
+
+@attrs.define(eq=False)
+class Wired:
+    """A prober, a keeper and two outputs, one of which is stuck."""
+
+    prober: Prober = attrs.field(init=False)
+    keeper: StatsKeeper = attrs.field(init=False, factory=lambda: make_keeper("ab"))
+    received: dict[str, int] = attrs.field(init=False, factory=dict)
+    channels: list[Any] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        targets = [Endpoint("a"), Endpoint("b")]
+        self.prober = Prober(self.probe, lambda: targets, interval=0.6, timeout=0.5)
+
+    async def probe(self, endpoint: Endpoint) -> None:
+        await trio.sleep(0.1)
+
+    async def healthy(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        with exports:
+            async for each in exports:
+                self.received[each.labels["dst"]] = each.metrics["total"]
+                await trio.sleep(0.3)
+
+    async def stuck(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await trio.sleep_forever()
+
+    async def run(self) -> None:
+        async with open_outputs(self.healthy, self.stuck, grace=GRACE) as exports:
+            self.channels.append(exports)
+            async with open_keeper(self.keeper, exports, grace=GRACE) as results:
+                self.channels.append(results)
+                with trio.move_on_after(2.35):
+                    await self.prober.run(results)
+
+    async def play(self, interruption: Interruption) -> None:
+        raised = await interruption.watch(self.run)
+        assert type(raised) in (type(None), trio.Cancelled)
+        assert raised is None or interruption.struck
+        sent = self.prober.statistics().results_sent
+        assert self.keeper.statistics().results_accepted == sent
+        assert sum(self.received.values()) == sent
+        assert not any(map(is_open, self.channels))
+        assert trio.current_time() <= 2.35 + GRACE
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "crash"])
+def test_a_healthy_output_has_all_that_was_accepted_whatever_ends_the_block(how):
+    async def play(interruption: Interruption) -> None:
+        await Wired().play(interruption)
+
+    assert interrupt_everywhere(play, how) > 200
 
 
 # The outputs

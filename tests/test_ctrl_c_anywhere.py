@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,8 @@ from trio_statskeeper import (
     StatsKeeper,
     fan_out,
     lines,
+    open_keeper,
+    open_outputs,
 )
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
@@ -294,6 +297,39 @@ def posting(monkeypatch: pytest.MonkeyPatch) -> Outputting:
     return play
 
 
+@attrs.define(eq=False)
+class Wired:
+    """A keeper and two outputs around a block that ends by itself if it is not struck."""
+
+    keeper: StatsKeeper = attrs.field(init=False, factory=lambda: make_keeper("abc"))
+    sent: list[Result] = attrs.field(init=False, factory=list)
+    received: list[list[EventMetrics]] = attrs.field(init=False, factory=lambda: [[], []])
+    channels: list[Any] = attrs.field(init=False, factory=list)
+    block_ended_before: bool = attrs.field(init=False, default=False)
+    """Whether the block ended by itself: a later Ctrl-C ends all at once."""
+
+    async def block(self) -> None:
+        outputs = [partial(consume, received=received) for received in self.received]
+        items = [Result(target, {"total": 1}) for target in "abcab"]
+        async with open_outputs(*outputs) as exports:
+            self.channels.append(exports)
+            async with open_keeper(self.keeper, exports) as results:
+                self.channels.append(results)
+                await produce(results, items, self.sent, 0.4)
+                self.block_ended_before = True
+
+    async def run(self, ctrl_c: CtrlC) -> None:
+        await ctrl_c.watch(self.block)
+
+    def check(self) -> None:
+        assert not any(map(is_open, self.channels))
+        assert self.keeper.statistics().results_accepted == len(self.sent)
+        if not self.block_ended_before:
+            accepted = Counter(result.target for result in self.sent)
+            for received in self.received:
+                assert Counter(totals_of(received)) == accepted
+
+
 def open_sockets() -> int:
     found = 0
     for entry in Path("/proc/self/fd").iterdir():
@@ -359,7 +395,7 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    "make", [Probing, Keeping, fanning_out, showing], ids=lambda make: make.__name__
+    "make", [Probing, Keeping, Wired, fanning_out, showing], ids=lambda make: make.__name__
 )
 def test_ctrl_c_ends_it_at_every_line(make):
     assert press_at_every_line(make) > 50

@@ -34,7 +34,7 @@ def test_its_metrics_are_a_read_only_copy(kind):
 
 
 def pickled(error: Exception) -> Exception:
-    return pickle.loads(pickle.dumps(error))  # noqa: S301  # it is the test's own
+    return pickle.loads(pickle.dumps(error))  # it is the test's own
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickled])

@@ -25,7 +25,9 @@ from trio_statskeeper import EventMetrics
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TESTING = (ROOT / "docs/testing.md").read_text()
-MONITOR, OWN_NURSERY = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+MONITOR, OWN_NURSERY = re.findall(
+    r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+)
 (SHOWN,) = re.findall(r"^```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -101,7 +103,7 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
         )
         stack.callback(running.kill)
         deadline = time.monotonic() + 60
-        while 'probe_failure_total{' not in (page := page_at(metrics_port)):
+        while "probe_failure_total{" not in (page := page_at(metrics_port)):
             assert running.poll() is None, running.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -123,7 +125,9 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
         # A run that was in progress at the end counts as nothing.
         assert export.metrics["total"] in (requests, requests - 1)
         healthy = host != "127.0.0.3"
-        assert export.metrics["success" if healthy else "failure"] == export.metrics["total"]
+        assert (
+            export.metrics["success" if healthy else "failure"] == export.metrics["total"]
+        )
     failing = last[f"http://127.0.0.3:{server.server_port}/"].metrics
     assert failing["error"].values == {"status-503": failing["failure"]}
     data = [export.metrics for export in last.values() if export.labels["team"] == "data"]

@@ -25,10 +25,14 @@ from trio_statskeeper import EventMetrics
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TESTING = (ROOT / "docs/testing.md").read_text()
-MONITOR, OWN_NURSERY = re.findall(
-    r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
-)
-(SHOWN,) = re.findall(r"^```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+MONITOR, OWN_NURSERY = blocks("python", README)
+[SHOWN] = blocks("text", README)
 
 
 def replaced(program: str, replacements: dict[str, str]) -> str:
@@ -53,7 +57,7 @@ class Website(BaseHTTPRequestHandler):
 
 @contextmanager
 def website():
-    with ThreadingHTTPServer(("0.0.0.0", 0), Website) as server:
+    with ThreadingHTTPServer(("", 0), Website) as server:
         server.requests = Counter()
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -124,10 +128,8 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
         export = last[f"http://{host}:{server.server_port}/"]
         # A run that was in progress at the end counts as nothing.
         assert export.metrics["total"] in (requests, requests - 1)
-        healthy = host != "127.0.0.3"
-        assert (
-            export.metrics["success" if healthy else "failure"] == export.metrics["total"]
-        )
+        counted_as = "failure" if host == "127.0.0.3" else "success"
+        assert export.metrics[counted_as] == export.metrics["total"]
     failing = last[f"http://127.0.0.3:{server.server_port}/"].metrics
     assert failing["error"].values == {"status-503": failing["failure"]}
     data = [export.metrics for export in last.values() if export.labels["team"] == "data"]
@@ -160,7 +162,7 @@ def test_the_program_with_a_nursery_of_its_own_prints_lines():
 
 
 def test_the_test_of_the_monitoring_program_passes(tmp_path):
-    [test] = re.findall(r"^```python\n(.*?)^```$", TESTING, re.DOTALL | re.MULTILINE)
+    [test] = blocks("python", TESTING)
     program = replaced(MONITOR, {"9464": str(free_port())})
     (tmp_path / "monitor.py").write_text(program)
     (tmp_path / "test_monitor.py").write_text(test)

@@ -158,6 +158,9 @@ def test_a_metric_that_no_output_can_hold_is_refused(value):
 class Text(str):
     __slots__ = ()
 
+    def __repr__(self):
+        return "a text"
+
 
 class Number(float):
     def __repr__(self):

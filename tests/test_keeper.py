@@ -92,10 +92,13 @@ def test_the_default_bounds_of_latencies_are_the_same_times_in_any_unit(unit):
     assert in_seconds(Distribution.of([], bounds), unit).bounds == pytest.approx(SECONDS)
 
 
-def test_the_default_bounds_are_round_in_milliseconds_too():
-    bounds = make_keeper(latency_unit=0.001).distributions["latency"]
-    assert bounds[:5] == (0.5, 1, 2.5, 5, 10)
-    assert bounds[-5:] == (2500, 5000, 10000, 30000, 60000)
+@pytest.mark.parametrize(
+    ("unit", "per_second"), [(1e-3, 10**3), (1e-6, 10**6), (1e-9, 10**9)]
+)
+def test_the_default_bounds_are_round_in_smaller_units_too(unit, per_second):
+    bounds = make_keeper(latency_unit=unit).distributions["latency"]
+    exact = [Decimal(repr(seconds)) * per_second for seconds in SECONDS]
+    assert list(bounds) == exact
 
 
 async def test_latencies_are_a_distribution_unless_told_otherwise(autojump_clock):

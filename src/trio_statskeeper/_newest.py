@@ -16,7 +16,7 @@ from ._event_metrics import EventMetrics
 Series: TypeAlias = frozenset[tuple[str, str]]
 
 # Export intervals after which a series that has not come is stale.
-_STALE_AFTER = 3.0
+_STALE_AFTER = 3
 
 # Series that are checked between two checkpoints.
 _STEP = 500

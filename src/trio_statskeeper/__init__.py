@@ -6,6 +6,7 @@ from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
+from ._runs import Probe
 from ._totals import ProbeResult
 from ._values import (
     Distribution,
@@ -25,6 +26,7 @@ __all__ = [
     "KeeperStatistics",
     "Map",
     "Output",
+    "Probe",
     "ProbeFailed",
     "ProbeResult",
     "Prober",

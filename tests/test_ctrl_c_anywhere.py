@@ -89,7 +89,9 @@ class Probing:
     results: trio.MemorySendChannel[ProbeResult] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.prober = Prober(self.probe, self.targets, interval=1, timeout=0.6)
+        self.prober = Prober(
+            self.probe, self.targets, interval=1, timeout=0.6, clock=trio.current_time
+        )
 
     def targets(self) -> list[Endpoint]:
         listed = self.listed.pop(0) if len(self.listed) > 1 else self.listed[0]

@@ -26,7 +26,7 @@ from trio_statskeeper import (
     ProbeResult,
 )
 from trio_statskeeper._health import _MAX_KEYS, _MAX_LINES, _WINDOW
-from trio_statskeeper._prober import _MAX_DELISTED
+from trio_statskeeper._listing import _MAX_DELISTED
 from trio_statskeeper.testing import Fail, ScriptedProbe, Succeed
 
 
@@ -41,7 +41,7 @@ async def probed(
     prober = Prober(
         probe,
         lambda: [Endpoint(key) for key in listed()],
-        **({"interval": 1, "timeout": 0.5} | options),
+        **({"interval": 1, "timeout": 0.5, "clock": trio.current_time} | options),
     )
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     with trio.move_on_after(seconds):
@@ -310,11 +310,12 @@ async def test_the_health_of_few_delisted_targets_is_remembered(autojump_clock):
         lambda: [Endpoint(f"{next(numbers)}") for _ in range(500)],
         interval=1,
         timeout=0.5,
+        clock=trio.current_time,
     )
     send, _results = trio.open_memory_channel[ProbeResult](math.inf)
     with trio.move_on_after(3.99):
         await prober.run(send)
-    assert len(prober._progress.delisted) == _MAX_DELISTED
+    assert len(prober._state.past._health) == _MAX_DELISTED
 
 
 async def test_many_targets_that_fail_at_once_are_logged_with_few_lines(

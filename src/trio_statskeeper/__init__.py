@@ -5,8 +5,9 @@ from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._probe_errors import Inconclusive, ProbeFailed
-from ._prober import Probe, Prober, ProberStatistics
+from ._prober import Prober, ProberStatistics
 from ._results import ProbeResult, Reason, Result
+from ._runs import Probe
 from ._values import (
     Distribution,
     Gauge,

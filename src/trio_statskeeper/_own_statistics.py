@@ -108,6 +108,6 @@ def own_statistics(of: Observed) -> EventMetrics:
 
 
 def _labels(of: Observed) -> dict[str, str]:
-    if isinstance(of, StatsKeeper):
-        return {"ptype": of.ptype, "probe": of.name}
-    return {"probe": of.name}
+    keeper = of.keeper if isinstance(of, Prober) else of
+    ptype = {} if keeper is None else {"ptype": keeper.ptype}
+    return {**ptype, "probe": of.name}

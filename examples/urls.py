@@ -1,0 +1,60 @@
+"""URLs as targets: how to get them for a measurement, and names without secrets."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import httpx2
+
+from trio_statskeeper import Endpoint
+
+MAX_BODY = 1_000_000  # bytes
+
+TLS = httpx2.create_ssl_context()  # which takes some 10 ms
+HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
+
+
+async def get_status(url: str) -> int:
+    """Get the URL and, as far as MAX_BODY, its body; return the status.
+
+    A client of its own for each run, as clients share connections, their number and
+    cookies. The body is not decoded, whatever the server has encoded it with.
+    """
+    async with (
+        httpx2.AsyncClient(verify=TLS, trust_env=False, timeout=None) as client,
+        client.stream("GET", url, headers=HEADERS) as response,
+    ):
+        async for _ in response.aiter_raw():
+            if response.num_bytes_downloaded >= MAX_BODY:
+                break
+    return response.status_code
+
+
+def http_url(text: str) -> str:
+    """Return `text` if it is an HTTP URL."""
+    try:
+        url = httpx2.URL(text)
+        valid = url.scheme in ("http", "https") and url.host != ""
+    except (httpx2.InvalidURL, UnicodeError):
+        valid = False
+    if not valid:
+        shown = re.sub(r".*@|[?#].*", "…", text)  # no secrets in errors either
+        raise argparse.ArgumentTypeError(f"{shown!r} is not an http:// or https:// URL")
+    return text
+
+
+def by_endpoint(urls: Iterable[str]) -> dict[Endpoint, str]:
+    """Return the URLs by endpoints, named without user, password, query and fragment.
+
+    If several URLs differ only in those, the second one's name ends in `#2`, and so on.
+    """
+    endpoints: dict[Endpoint, str] = {}
+    same = Counter[str]()
+    for text in dict.fromkeys(urls):
+        name = str(httpx2.URL(text).copy_with(userinfo=b"", query=None, fragment=None))
+        same[name] += 1
+        endpoints[Endpoint(name if same[name] == 1 else f"{name}#{same[name]}")] = text
+    return endpoints

@@ -14,6 +14,7 @@ from ._values import (
     exponential_bounds,
     parse_value,
 )
+from ._wiring import open_keeper, open_outputs
 
 __all__ = [
     "Distribution",
@@ -30,5 +31,7 @@ __all__ = [
     "Value",
     "exponential_bounds",
     "fan_out",
+    "open_keeper",
+    "open_outputs",
     "parse_value",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+import trio
+
 
 def leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
     """Go through the exceptions of a group, and of groups within it."""
@@ -13,6 +15,11 @@ def leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
             yield from leaf_exceptions(inner)
     else:
         yield error
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether `error` is Cancelled, or a group of nothing else."""
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaf_exceptions(error))
 
 
 def forget_tracebacks(error: BaseException) -> None:

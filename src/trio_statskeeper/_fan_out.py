@@ -18,16 +18,18 @@ A task for each output waits until there is room in a full buffer, and fills it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from inspect import signature
 from operator import is_
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import attrs
 import trio
 
 from ._event_metrics import EventMetrics
+from ._exceptions import is_cancellation
 from ._log import logger
 from ._newest import Newest, arrival_of, when_gone
 from ._nursery import open_flat_nursery
@@ -48,7 +50,9 @@ _STEP = 0.0005
 
 @trio.lowlevel.enable_ki_protection
 async def fan_out(
-    exports: trio.MemoryReceiveChannel[EventMetrics], *outputs: Output
+    exports: trio.MemoryReceiveChannel[EventMetrics],
+    *outputs: Output,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run several outputs, none of which delays the others or the keeper.
 
@@ -70,63 +74,138 @@ async def fan_out(
     Args:
       exports: what a keeper sends. Closed on return.
       *outputs: one or more functions.
+      task_status: for `nursery.start`, told when all outputs have started: those that take
+        a `task_status`, too, have said so.
 
     Raises:
       ValueError: if there is no output; `exports` is not closed then.
     """
     if not outputs:
         raise ValueError("fan_out needs at least one output, got none")
-    feeds: list[_Feed] = []
-    receiving = trio.CancelScope()
-    with exports:
-        async with open_flat_nursery() as nursery:
-            for output in outputs:
-                send, receive = trio.open_memory_channel[EventMetrics](_BUFFER)
-                feed = _Feed(send, receive.clone(), feeds, receiving)
-                feeds.append(feed)
-                nursery.start_soon(_run, output, receive, feed, name=output)
-                nursery.start_soon(feed.run)
-            with receiving:
-                await _receive(exports, feeds)
-            exports.close()  # now, as the outputs may take their time to return
-            for feed in feeds:
-                feed.end()
+    await FanOut(exports, outputs).run(task_status)
 
 
-async def _run(
-    output: Output, exports: trio.MemoryReceiveChannel[EventMetrics], feed: _Feed
-) -> None:
-    feed.name = trio.lowlevel.current_task().name
-    try:
-        with exports:
-            await output(exports)
-        feed.stop("returned")
-    finally:
-        feed.close()  # if it raised, that says enough
+@attrs.define(eq=False)
+class FanOut:
+    """A run of `fan_out`."""
 
+    exports: trio.MemoryReceiveChannel[EventMetrics]
+    outputs: Sequence[Output]
+    fail: Callable[[BaseException], None] | None = None
+    """Called with what an output raises once all have started, if the others are to go on
+    until the exports end. None: it is raised."""
 
-@trio.lowlevel.enable_ki_protection
-async def _receive(
-    exports: trio.MemoryReceiveChannel[EventMetrics], feeds: list[_Feed]
-) -> None:
-    """Pass on all that waits, again and again, until no more comes."""
-    async for received in exports:
-        export = received
-        pause_at = perf_counter() + _STEP
+    # Those that still get exports.
+    _active: list[_Feed] = attrs.field(init=False, factory=list["_Feed"])
+    _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _all_started: bool = attrs.field(init=False, default=False)
+    _ended: bool = attrs.field(init=False, default=False)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Run the outputs until the exports end and all outputs have returned."""
+        feeds: list[_Feed] = []
+        with self.exports:
+            async with open_flat_nursery() as nursery:
+                for output in self.outputs:
+                    send, receive = trio.open_memory_channel[EventMetrics](_BUFFER)
+                    feed = _Feed(send, receive.clone(), self._active, self._receiving)
+                    feeds.append(feed)
+                    self._active.append(feed)
+                    nursery.start_soon(self._run_output, output, receive, feed, name=output)
+                    nursery.start_soon(feed.run)
+                nursery.start_soon(self._report_start, feeds, task_status)
+                with self._receiving:
+                    await self._receive()
+                self._ended = True
+                self._drain()
+                self.exports.close()  # now, as the outputs may take their time to return
+                for feed in feeds:
+                    feed.end()
+
+    def end(self) -> None:
+        """End the exports now, whoever could still send some."""
+        self._ended = True
+        if self.exports.statistics().open_send_channels:
+            self._receiving.cancel()
+
+    async def _report_start(
+        self, feeds: Sequence[_Feed], task_status: trio.TaskStatus[None]
+    ) -> None:
+        for feed in feeds:
+            await feed.has_started.wait()
+        self._all_started = True
+        task_status.started()
+
+    async def _run_output(
+        self,
+        output: Output,
+        exports: trio.MemoryReceiveChannel[EventMetrics],
+        feed: _Feed,
+    ) -> None:
+        feed.name = trio.lowlevel.current_task().name
+        try:
+            with exports:
+                if _takes_task_status(output):
+                    await cast("Any", output)(exports, task_status=feed)
+                else:
+                    feed.started()
+                    await output(exports)
+            feed.stop("returned")
+        except BaseException as error:
+            feed.close()
+            if self._ended and is_cancellation(error):
+                logger.warning(
+                    "%s: was cancelled before it returned; %d exports that it had not "
+                    "taken are dropped",
+                    feed.name,
+                    feed.untaken,
+                )
+            elif self._all_started and self.fail is not None and not is_cancellation(error):
+                self.fail(error)
+                return
+            raise
+        finally:
+            feed.started()
+            feed.recall.close()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _receive(self) -> None:
+        """Pass on all that waits, again and again, until no more comes."""
+        async for received in self.exports:
+            export = received
+            pause_at = perf_counter() + _STEP
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    self._put(export)
+                    if perf_counter() >= pause_at:
+                        break
+                    export = self.exports.receive_nowait()
+            for feed in self._active.copy():
+                if feed in self._active:
+                    feed.wake()
+                if perf_counter() >= pause_at:
+                    await trio.lowlevel.checkpoint()
+                    pause_at = perf_counter() + _STEP
+
+    def _drain(self) -> None:
+        """Take what waits, if `_receive` was cancelled."""
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
-                arrival = arrival_of(export)
-                for feed in feeds:
-                    feed.waiting.put(export, arrival)
-                if perf_counter() >= pause_at:
-                    break
-                export = exports.receive_nowait()
-        for feed in feeds.copy():
-            if feed in feeds:
-                feed.wake()
-            if perf_counter() >= pause_at:
-                await trio.lowlevel.checkpoint()
-                pause_at = perf_counter() + _STEP
+                self._put(self.exports.receive_nowait())
+
+    def _put(self, export: EventMetrics) -> None:
+        arrival = arrival_of(export)
+        for feed in self._active:
+            feed.waiting.put(export, arrival)
+
+
+def _takes_task_status(output: Output) -> bool:
+    try:
+        parameter = signature(output).parameters.get("task_status")
+    except (TypeError, ValueError):  # not every callable tells
+        return False
+    return parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY
 
 
 @attrs.define(eq=False)
@@ -134,28 +213,35 @@ class _Feed:
     """What an output still has to get, and the channel that takes it there."""
 
     _send: trio.MemorySendChannel[EventMetrics]
-    _recall: trio.MemoryReceiveChannel[EventMetrics]
-    """A clone of the output's end."""
+    recall: trio.MemoryReceiveChannel[EventMetrics]
+    """A clone of the output's end, to be closed when the output has returned."""
     _active: list[_Feed]
     """Those that still get exports, this one among them."""
     _receiving: trio.CancelScope
     """To be cancelled when no output receives any more."""
 
     name: str = attrs.field(init=False, default="")
+    has_started: trio.Event = attrs.field(init=False, factory=trio.Event)
     waiting: Newest = attrs.field(init=False, factory=Newest)
     # When it took an export, or there was none to take, and whether that is long ago.
     _taken_at: float = attrs.field(init=False, factory=trio.current_time)
     _is_stuck: bool = attrs.field(init=False, default=False)
+    # How many waited when it was closed, beside those in the channel.
+    _dropped: int = attrs.field(init=False, default=0)
     # The first of what waits, as they were put into the channel.
     _offered: deque[EventMetrics] = attrs.field(init=False, factory=deque[EventMetrics])
     _idle: trio.lowlevel.ParkingLot = attrs.field(
         init=False, factory=trio.lowlevel.ParkingLot
     )
 
+    def started(self, _: object = None) -> None:
+        """Be told that the output has started, as a `trio.TaskStatus` is."""
+        self.has_started.set()
+
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:  # noqa: ASYNC910  # it waits until the end
         """Fill the channel whenever there is room, until the end."""
-        with self._send, self._recall, suppress(trio.ClosedResourceError):
+        with self._send, suppress(trio.ClosedResourceError):
             try:
                 while self in self._active:
                     further = self.fill()
@@ -174,6 +260,11 @@ class _Feed:
                     self.waiting.drop(_DROPPED_BATCH)
                     await trio.lowlevel.cancel_shielded_checkpoint()
 
+    @property
+    def untaken(self) -> int:
+        """How many exports the output did not take, once this is closed."""
+        return self._dropped + self.recall.statistics().current_buffer_used
+
     def wake(self) -> None:
         """Have the channel filled: by `run` in a step of its own, or now if it can't."""
         if self._idle:
@@ -183,19 +274,15 @@ class _Feed:
 
     def fill(self) -> list[EventMetrics]:
         """Put the first of what waits into the channel; return the next if it is full."""
-        channel = self._send.statistics()
-        if channel.open_receive_channels == 1:
+        if self._send.statistics().open_receive_channels == 1:
             self.stop("closed its channel")
             return []
-        untaken = channel.current_buffer_used + channel.tasks_waiting_send
-        taken = len(self._offered) - untaken
-        self._note_taken(taken, untaken)
-        self.waiting.done([self._offered.popleft() for _ in range(taken)])
+        untaken = self._settle()
         first = self.waiting.first(_BUFFER + 1)
         if len(first) < untaken or not all(map(is_, self._offered, first)):
             # One was replaced, or is stale.
             for _ in range(untaken):
-                self._recall.receive_nowait()
+                self.recall.receive_nowait()
             self._offered.clear()
         with suppress(trio.WouldBlock):
             for export in first[len(self._offered) :]:
@@ -204,6 +291,15 @@ class _Feed:
         if len(self.waiting) > len(self._offered):
             self._idle.unpark()
         return first[len(self._offered) :]
+
+    def _settle(self) -> int:
+        """Remove what the output has taken; return how many are offered and not taken."""
+        channel = self._send.statistics()
+        untaken = channel.current_buffer_used + channel.tasks_waiting_send
+        taken = len(self._offered) - untaken
+        self._note_taken(taken, untaken)
+        self.waiting.done([self._offered.popleft() for _ in range(taken)])
+        return untaken
 
     def _note_taken(self, taken: int, untaken: int) -> None:
         """Log an output that takes nothing for three export intervals, and its recovery."""
@@ -227,13 +323,12 @@ class _Feed:
     def stop(self, why: str) -> None:
         """Keep nothing more for the output, if it has not got everything."""
         if self in self._active:
-            waiting = len(self.waiting)
             self.close()
             logger.warning(
                 "%s: %s before it had all exports; %d are dropped",
                 self.name,
                 why,
-                waiting,
+                self.untaken,
             )
             if not self._active:
                 self._receiving.cancel()
@@ -242,6 +337,9 @@ class _Feed:
         """Drop what waits, and pass on nothing more."""
         if self in self._active:
             self._active.remove(self)
+            self._settle()
+            in_channel = self.recall.statistics().current_buffer_used
+            self._dropped = len(self.waiting) - in_channel
         self._send.close()
         self._offered.clear()
         self.end()

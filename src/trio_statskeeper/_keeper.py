@@ -312,6 +312,16 @@ class StatsKeeper:
           BaseException: what `targets`, a label's function or `clock` raised. No exception
             is wrapped in a group.
         """
+        await self.run_and_flush(results, exports, task_status, self.flush_timeout)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_and_flush(
+        self,
+        results: trio.MemoryReceiveChannel[ProbeResult],
+        exports: trio.MemorySendChannel[EventMetrics],
+        task_status: trio.TaskStatus[None],
+        flush_timeout: float,
+    ) -> None:
         progress = self._progress
         if progress.run_since is not None:
             raise trio.BusyResourceError("this keeper is already running")
@@ -328,9 +338,9 @@ class StatsKeeper:
                         finally:
                             self._sweep(results)
                 except trio.Cancelled:
-                    if self.flush_timeout > 0:
+                    if flush_timeout > 0:
                         with trio.move_on_after(  # noqa: ASYNC912  # a pass has some
-                            self.flush_timeout, shield=True
+                            flush_timeout, shield=True
                         ):
                             try:
                                 await self._last_pass(exports)

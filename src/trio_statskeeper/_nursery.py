@@ -32,8 +32,7 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
     else:
         return
     if others is not None:
-        chosen = min(others.exceptions, key=lambda error: isinstance(error, Exception))
-        _log_others(others.exceptions, chosen)
+        chosen = choose(others.exceptions)
     try:
         raise chosen
     finally:
@@ -42,11 +41,13 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
 
 # A function of its own: a loop variable would keep an exception alive that has this
 # module's frame in its traceback.
-def _log_others(raised: Sequence[BaseException], chosen: BaseException) -> None:
-    """Log what is not raised; many tasks may have raised the same, though."""
+def choose(raised: Sequence[BaseException]) -> BaseException:
+    """Return the first that is not an Exception, or else the first; log the others."""
+    chosen = min(raised, key=lambda error: isinstance(error, Exception))
     said = {quote(chosen)}
     for other in raised:
         text = quote(other)
         if text not in said:
             said.add(text)
             logger.error("%s was raised, too: %s", quote(chosen), text, exc_info=other)
+    return chosen

@@ -1,0 +1,310 @@
+"""The channels and tasks between probes and outputs, with a clean end.
+
+Theory of operation
+===================
+
+`open_outputs` and `open_keeper` each run something in a task that outlives a block: the
+outputs, or a keeper. The task is shielded from cancellation while the block runs, so
+whatever ends the block does not end the task. When the block has ended, its input ends. The
+task then has `grace` seconds to finish what is left, before it is cancelled.
+
+The order of the end follows from nesting: the keeper's block is inside that of the outputs,
+so the keeper has made its last export before the outputs are told that no more come.
+
+If the task fails while the block runs, the block is cancelled. If both raise, what came
+first is raised, and the other is logged. A Ctrl-C during the end cancels the task at once.
+Trio raises it in the main task alone, so where the block is in another task, a second
+Ctrl-C is not noticed there, and `grace` limits the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar, final
+
+import attrs
+import trio
+
+from ._checks import zero_or_more
+from ._event_metrics import EventMetrics
+from ._exceptions import is_cancellation
+from ._fan_out import FanOut, Output
+from ._keeper import StatsKeeper
+from ._log import logger
+from ._nursery import choose, open_flat_nursery
+from ._totals import ProbeResult
+
+T = TypeVar("T")
+
+# How many results and exports are accepted before they are received.
+_RESULTS_BUFFER = 100
+_EXPORTS_BUFFER = 200
+
+# An attribute of an exception: a Ctrl-C has cut an end short, so that of an outer block is,
+# too.
+_IN_HASTE = "_trio_statskeeper_in_haste"
+
+
+def open_outputs(
+    *outputs: Output, grace: float = 5.0
+) -> AbstractAsyncContextManager[trio.MemorySendChannel[EventMetrics], None]:
+    """Run outputs while a block runs, and let them finish when it ends.
+
+        async with (
+            open_outputs(prometheus.run, partial(write_lines, path="metrics.log")) as exports,
+            open_keeper(keeper, exports) as results,
+        ):
+            await prober.run(results)
+
+    An output is an async function of a channel, as for `fan_out`: none delays another. One
+    that takes a `task_status` by keyword is waited for until it has started, so that a port
+    that is taken raises before the block begins.
+
+    However the block ends, the exports end with it, even if a clone of the channel is still
+    open. Then each output has `grace` seconds to take what waits for it, and to return.
+    Outputs that have not returned by then are cancelled, and each is logged. A Ctrl-C during
+    the end cancels them at once.
+
+    If an output raises, the block is cancelled, the other outputs still get the last
+    exports, and then that exception is raised.
+
+    Args:
+      *outputs: one or more functions.
+      grace: seconds from the end of the block to the cancellation of the outputs.
+
+    Raises:
+      TypeError: if `grace` is not a number.
+      ValueError: if there is no output, or `grace` is negative or not finite.
+      BaseException: what an output raised, not wrapped in a group.
+    """
+    if not outputs:
+        raise ValueError("open_outputs needs at least one output, got none")
+
+    async def open_(grace: float) -> AsyncGenerator[trio.MemorySendChannel[EventMetrics]]:
+        send, receive = trio.open_memory_channel[EventMetrics](_EXPORTS_BUFFER)
+        background = _Background(grace)
+        running = FanOut(receive, outputs, background.fail)
+
+        def end() -> None:
+            send.close()
+            running.end()
+
+        async with background.outlive(running.run, end):
+            yield send
+
+    return _Block(grace, asynccontextmanager(open_))
+
+
+def open_keeper(
+    keeper: StatsKeeper,
+    exports: trio.MemorySendChannel[EventMetrics],
+    grace: float = 5.0,
+) -> AbstractAsyncContextManager[trio.MemorySendChannel[ProbeResult], None]:
+    """Run a keeper while a block runs, and let it make a last export when the block ends.
+
+        async with open_keeper(keeper, exports) as results:
+            await prober.run(results)
+
+    The keeper sends to a clone of `exports`, so several can share the outputs.
+
+    However the block ends, the results end with it, even if a clone of the channel is still
+    open: all that `send` accepted is in the last export. If that is not received within
+    `grace` seconds, it is given up and logged. A Ctrl-C during the end gives it up at once.
+    `flush_timeout` of the keeper has no effect.
+
+    If the keeper raises, the block is cancelled, and that exception is raised.
+
+    Args:
+      keeper: a keeper that is not running.
+      exports: what `open_outputs` returned, or any other channel. It stays open.
+      grace: seconds from the end of the block to the cancellation of the keeper.
+
+    Raises:
+      TypeError: if `grace` is not a number.
+      ValueError: if `grace` is negative or not finite.
+      trio.BusyResourceError: if the keeper is running already.
+      trio.ClosedResourceError: if `exports` is closed.
+      BaseException: what `keeper.run` raises, not wrapped in a group.
+    """
+
+    async def open_(grace: float) -> AsyncGenerator[trio.MemorySendChannel[ProbeResult]]:
+        send, receive = trio.open_memory_channel[ProbeResult](_RESULTS_BUFFER)
+        background = _Background(grace)
+        running = _KeeperRun(keeper, receive, exports.clone())
+
+        def end() -> None:
+            send.close()
+            running.end()
+
+        async with background.outlive(running.run, end):
+            yield send
+
+    return _Block(grace, asynccontextmanager(open_))
+
+
+@final
+@attrs.define(eq=False)
+class _Block(AbstractAsyncContextManager[T, None], Generic[T]):
+    """A context manager that Ctrl-C does not interrupt, but only its block.
+
+    A Ctrl-C in the code of `contextlib` would leave the tasks of the block running.
+    """
+
+    grace: float = attrs.field(validator=zero_or_more)
+    _open: Callable[[float], AbstractAsyncContextManager[T, bool | None]]
+    _opened: AbstractAsyncContextManager[T, bool | None] = attrs.field(init=False)
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> T:
+        self._opened = self._open(self.grace)
+        return await self._opened.__aenter__()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._opened.__aexit__(exc_type, error, traceback)
+
+
+class _Run(Protocol):
+    def __call__(self, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
+
+
+@attrs.define(eq=False)
+class _Background:
+    """A task that outlives a block."""
+
+    _grace: float
+    _scope: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _block: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _started: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _ended: trio.Event = attrs.field(init=False, factory=trio.Event)
+    # What the task, its block and Ctrl-C raised, in this order of time.
+    _raised: list[BaseException] = attrs.field(init=False, factory=list[BaseException])
+    _in_haste: bool = attrs.field(init=False, default=False)
+
+    def fail(self, error: BaseException) -> None:
+        """Cancel the block, and have `error` raised when all has ended."""
+        self._raised.append(error)
+        self._block.cancel()
+
+    def started(self, _: object = None) -> None:
+        """Be told that the task has started, as a `trio.TaskStatus` is."""
+        self._started.set()
+
+    @asynccontextmanager
+    async def outlive(self, run: _Run, end: Callable[[], None]) -> AsyncGenerator[None]:
+        """Start a task; when the block has ended, call `end`, and wait for the task."""
+        try:
+            async with open_flat_nursery() as nursery:
+                self._block = nursery.cancel_scope
+                nursery.start_soon(self._run, run)
+                await self._started.wait()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                self._scope.shield = True
+                try:
+                    yield
+                except BaseException as error:
+                    if is_cancellation(error):
+                        raise
+                    self._note_of_block(error)
+                finally:
+                    end()
+                    await self._finish()  # noqa: ASYNC102  # it is shielded
+        except BaseException as error:
+            if not is_cancellation(error):
+                self._raised.append(error)
+            elif not self._raised:
+                raise
+        if self._raised:
+            self._raise()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, run: _Run) -> None:
+        try:
+            with self._scope:
+                await run(self)
+        except BaseException as error:
+            if not self._scope.shield or is_cancellation(error):
+                raise
+            self.fail(error)
+        finally:
+            self._ended.set()
+            self._started.set()
+
+    def _note_of_block(self, error: BaseException) -> None:
+        self._in_haste = _IN_HASTE in vars(error)
+        # A task that fails closes its channel, and so makes those fail who send to it.
+        if not (self._raised and isinstance(error, trio.BrokenResourceError)):
+            self._raised.append(error)
+
+    async def _finish(self) -> None:
+        """Wait until the task has ended, or until it was cancelled and has ended."""
+        grace = 0 if self._in_haste else self._grace
+        self._scope.deadline = trio.current_time() + grace
+        with trio.CancelScope(shield=True):
+            while not self._ended.is_set():
+                try:
+                    await self._ended.wait()
+                except KeyboardInterrupt as interrupt:
+                    self._raised.append(interrupt)
+                    self._in_haste = True
+                    self._scope.cancel()
+
+    def _raise(self) -> None:
+        raised = choose(self._raised)
+        if self._in_haste:
+            vars(raised)[_IN_HASTE] = True
+        context = raised.__context__
+        try:
+            raise raised
+        finally:
+            raised.__context__ = context  # without the block's Cancelled
+            # Else they would refer to themselves, by their tracebacks.
+            self._raised.clear()
+            del raised, context
+
+
+@attrs.define(eq=False)
+class _KeeperRun:
+    """A run of a keeper, until it is told that the results have ended."""
+
+    keeper: StatsKeeper
+    results: trio.MemoryReceiveChannel[ProbeResult]
+    exports: trio.MemorySendChannel[EventMetrics]
+    _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _ended: bool = attrs.field(init=False, default=False)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        keeper = self.keeper
+        with self.results, self.exports, self.exports.clone() as exports:
+            try:
+                with self._receiving:
+                    await keeper.run_and_flush(self.results, exports, task_status, 0)
+                if self._receiving.cancelled_caught:
+                    send, no_results = trio.open_memory_channel[ProbeResult](0)
+                    send.close()
+                    await keeper.run_and_flush(
+                        no_results, self.exports, trio.TASK_STATUS_IGNORED, 0
+                    )
+            except trio.Cancelled:
+                if self._ended:
+                    logger.warning(
+                        "%s/%s: was cancelled before its last export was received",
+                        keeper.ptype,
+                        keeper.name,
+                    )
+                raise
+
+    def end(self) -> None:
+        """End the results now, whoever could still send some."""
+        self._ended = True
+        if self.results.statistics().open_send_channels:
+            # What was sent is accepted, and whoever sends after that is told.
+            self._receiving.cancel()

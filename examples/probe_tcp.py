@@ -24,8 +24,9 @@ async def probe(endpoint: Endpoint) -> None:
 
 
 async def main(args: argparse.Namespace) -> int:
-    server = nullcontext(args.targets) if args.targets else servers.tcp_server()
-    async with server as targets:
+    async with (
+        nullcontext(args.targets) if args.targets else servers.tcp_server() as targets
+    ):
         keeper = StatsKeeper(
             "tcp", "example", targets, export_interval=args.export_interval
         )

@@ -33,8 +33,9 @@ async def probe(context: ssl.SSLContext, endpoint: Endpoint) -> dict[str, Gauge]
 
 async def main(args: argparse.Namespace) -> int:
     context = ssl.create_default_context()
-    server = nullcontext(args.targets) if args.targets else tls_servers(context)
-    async with server as targets:
+    async with (
+        nullcontext(args.targets) if args.targets else tls_servers(context) as targets
+    ):
         keeper = StatsKeeper(
             "tls", "example", targets, export_interval=args.export_interval
         )

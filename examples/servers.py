@@ -59,36 +59,3 @@ async def answer_http(stream: trio.SocketStream) -> None:
                 status = random.choice(["200 OK", "200 OK", "503 Service Unavailable"])
             head = f"HTTP/1.1 {status}\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
             await stream.send_all(f"{head}OK\n".encode())
-
-
-RCODES = {
-    "healthy.example.": "NOERROR",
-    "missing.example.": "NXDOMAIN",
-    "broken.example.": "SERVFAIL",
-}
-
-
-@asynccontextmanager
-async def dns_server() -> AsyncGenerator[list[str]]:
-    """Run a DNS server on loopback; yield NAME@SERVER of each kind in `RCODES`."""
-    with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as server:
-        await server.bind(("127.0.0.1", 0))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer_dns, server)
-            at = f"127.0.0.1:{server.getsockname()[1]}"
-            yield [f"{name}@{at}" for name in RCODES]
-            nursery.cancel_scope.cancel()
-
-
-async def answer_dns(server: trio.socket.SocketType) -> None:
-    """Answer DNS queries as `RCODES` says."""
-    from dns import message, rcode, rrset  # noqa: PLC0415  # only one example needs it
-
-    while True:
-        packet, client = await server.recvfrom(4096)
-        answer = message.make_response(message.from_wire(packet))
-        name = answer.question[0].name
-        answer.set_rcode(rcode.from_text(RCODES[name.to_text()]))
-        if answer.rcode() == rcode.NOERROR:
-            answer.answer.append(rrset.from_text(name, 60, "IN", "A", "192.0.2.1"))
-        await server.sendto(answer.to_wire(), client)

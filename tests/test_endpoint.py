@@ -10,6 +10,7 @@ import pytest
 from attrs.exceptions import FrozenInstanceError
 
 from trio_statskeeper import Endpoint, StatsKeeper
+from trio_statskeeper._endpoint import targets_function
 
 
 class Host(StrEnum):
@@ -300,3 +301,31 @@ def test_an_additional_label_keeps_no_subclass_of_its_text():
 
 def test_endpoints_without_labels_share_what_they_have_for_them():
     assert Endpoint("a").labels is Endpoint("b", labels={}).labels
+
+
+# What keepers and probers take for targets
+
+
+def test_a_function_of_targets_is_taken_as_it_is():
+    def targets() -> list[Endpoint]:
+        return [Endpoint("a")]
+
+    assert targets_function(targets) is targets
+
+
+def test_a_sequence_of_targets_is_copied():
+    listed = [Endpoint("a"), Endpoint("b")]
+    targets = targets_function(listed)
+    listed.clear()
+    assert list(targets()) == [Endpoint("a"), Endpoint("b")]
+
+
+@pytest.mark.parametrize("targets", ["a", Endpoint("a"), None, {Endpoint("a")}])
+def test_what_is_neither_a_function_nor_a_sequence_of_targets_is_refused(targets):
+    with pytest.raises(TypeError, match="targets must be a sequence of Endpoints, or"):
+        targets_function(targets)
+
+
+def test_an_item_that_is_not_an_endpoint_is_refused_and_quoted():
+    with pytest.raises(TypeError, match="targets must be Endpoints, got 'b'"):
+        targets_function([Endpoint("a"), "b"])

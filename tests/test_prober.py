@@ -933,11 +933,11 @@ class Unreadable(Mapping[str, int]):
     ("returned", "error", "message"),
     [
         *[
-            ({name: 5}, "ValueError", f"a probe can't return ['{name}']: the prober counts")
+            ({name: 5}, "ValueError", f"a probe can't add the metrics ['{name}']: the")
             for name in OWN_METRICS
         ],
-        ("well", "TypeError", "a probe must return metrics or None, not 'well'"),
-        (7, "TypeError", "a probe must return metrics or None, not 7"),
+        ("well", "TypeError", "a probe's metrics must be a mapping or None, got 'well'"),
+        (7, "TypeError", "a probe's metrics must be a mapping or None, got 7"),
         (Unreadable(), "OSError", "no value"),
     ],
 )

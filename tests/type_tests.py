@@ -118,6 +118,13 @@ ts.Prober(connect, lambda: [endpoint], 5, 2)  # type: ignore[call-arg]  # pyrigh
 assert_type(prober.statistics(), ts.ProberStatistics)
 
 
+full = ts.ProbeFailed("full", metrics={"resp-code": ts.Map("code", {"503": 1})})
+assert_type(full.reason, str)
+assert_type(ts.Inconclusive("no route").metrics, Mapping[str, ts.Value])
+ts.ProbeFailed(503)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+ts.Inconclusive("no route", {"size": 1})  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+
+
 async def run(nursery: trio.Nursery) -> None:
     results_send, results_receive = trio.open_memory_channel[ts.ProbeResult](10)
     exports_send, exports_receive = trio.open_memory_channel[ts.EventMetrics](10)
@@ -138,7 +145,7 @@ testing.Fail(OSError)
 testing.Fail("refused")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 script: list[testing.Step] = [
     testing.Succeed({"size": 1}, after=1),
-    testing.Fail(OSError()),
+    testing.Fail(ts.ProbeFailed("full")),
     testing.Hang(),
 ]
 probe = testing.ScriptedProbe(script)

@@ -4,6 +4,7 @@ from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
+from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
 from ._totals import ProbeResult
 from ._values import (
@@ -21,9 +22,11 @@ __all__ = [
     "Endpoint",
     "EventMetrics",
     "Gauge",
+    "Inconclusive",
     "KeeperStatistics",
     "Map",
     "Output",
+    "ProbeFailed",
     "ProbeResult",
     "Prober",
     "ProberStatistics",

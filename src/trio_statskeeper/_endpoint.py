@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias, final
 
@@ -86,6 +86,28 @@ class Endpoint:
     It is the name, `name:port` where there is a port, and `[name]:port` where there is a
     port and the name has colons, as an IPv6 address has.
     """
+
+
+def targets_function(
+    targets: Callable[[], Iterable[Endpoint]] | Sequence[Endpoint],
+) -> Callable[[], Iterable[Endpoint]]:
+    """Return a function that returns the targets: `targets` itself, if it is a function.
+
+    A sequence is copied: later changes to it have no effect.
+
+    Raises:
+      TypeError: if `targets` is neither, or an item is not an Endpoint.
+    """
+    if callable(targets):
+        return targets
+    unchecked: object = targets
+    if isinstance(unchecked, str) or not isinstance(unchecked, Sequence):
+        raise TypeError(
+            "targets must be a sequence of Endpoints, or a function without arguments "
+            f"that returns them, got {quote(targets)}"
+        )
+    endpoints = tuple(checked_endpoint(each) for each in targets)
+    return lambda: endpoints
 
 
 @trio.lowlevel.disable_ki_protection

@@ -49,11 +49,12 @@ import trio
 from ._checks import above_zero, is_callable, whole
 from ._endpoint import Endpoint, checked_endpoint, endpoints_of
 from ._exceptions import forget_tracebacks, leaf_exceptions
-from ._health import TIMEOUT, Health, HealthLog, cause_of, describe
+from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, is_inconclusive
 from ._nursery import open_flat_nursery
+from ._probe_errors import ReasonedError, validate_metrics
 from ._schedule import MIN_STALL, Wakeups, offset_of
 from ._totals import PlainResult, ProbeResult
-from ._values import Map, Value, quote
+from ._values import Map, Value, plain_str, quote
 
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
 """Probes an endpoint once: returns, perhaps further metrics, when the endpoint is healthy,
@@ -61,27 +62,17 @@ and raises when it is not."""
 
 Ts = TypeVarTuple("Ts")
 
-_NO_ERROR = Map("error", {})
-
-_TIMED_OUT: Mapping[str, Value] = {
+_SUCCEEDED: Mapping[str, Value] = {
     "total": 1,
-    "success": 0,
-    "failure": 1,
-    "timeouts": 1,
-    "inconclusive": 0,
-    "error": Map("error", {TIMEOUT: 1}),
-}
-_INCONCLUSIVE: Mapping[str, Value] = {
-    "total": 0,
-    "success": 0,
+    "success": 1,
     "failure": 0,
     "timeouts": 0,
-    "inconclusive": 1,
-    "error": _NO_ERROR,
+    "inconclusive": 0,
+    "error": Map("error", {}),
 }
-
-# The metrics of every run, which a probe can't return.
-_OWN_METRICS = frozenset((*_TIMED_OUT, "latency"))
+_FAILED = {**_SUCCEEDED, "success": 0, "failure": 1}
+_TIMED_OUT = {**_FAILED, "timeouts": 1, "error": Map("error", {TIMEOUT: 1})}
+_INCONCLUSIVE = {**_SUCCEEDED, "total": 0, "success": 0, "inconclusive": 1}
 
 # Seconds of going through the targets, which are many, between two checkpoints. In a busy
 # loop, a step that is counted in targets would take more turns than an interval has.
@@ -579,7 +570,7 @@ class Prober:
 
     @trio.lowlevel.disable_ki_protection
     async def _probe(self, endpoint: Endpoint) -> Mapping[str, Value]:
-        return _checked(await self.probe(endpoint))
+        return validate_metrics(await self.probe(endpoint))
 
     def _result(
         self,
@@ -596,29 +587,29 @@ class Prober:
         # However it ended: a probe may not even have noticed that its time was up.
         if end >= run.deadline:
             return self._time_out(run, TIMEOUT, f"timed out after {self.timeout:g} s")
-        target = run.target
-        key = None
         if error is not None:
-            cause = cause_of(error)
-            health = target.health = target.health or Health()
-            key = health.key(cause)
-            self._progress.log.failed(
-                target.endpoint.key, health, key, describe(cause), error
-            )
-        elif target.health is not None and target.health.failures:
-            self._progress.log.recovered(target.endpoint.key, target.health)
-        deltas: dict[str, Value] = {
-            "total": 1,
-            "success": int(key is None),
-            "failure": int(key is not None),
-            "timeouts": 0,
-            "inconclusive": 0,
-        }
-        if key is None:
-            deltas["latency"] = end - run.began
-        deltas["error"] = _NO_ERROR if key is None else Map("error", {key: 1})
-        deltas.update(further)
-        return deltas
+            return self._raised(run.target, error)
+        if run.target.health is not None:
+            self._progress.log.succeeded(run.target.endpoint.key, run.target.health)
+        return {**_SUCCEEDED, "latency": end - run.began, **further}
+
+    def _raised(self, target: _Target, error: BaseException) -> Mapping[str, Value]:
+        """Return what a run whose probe raised adds to the metrics."""
+        cause = cause_of(error)
+        further: Mapping[str, Value] = {}
+        if isinstance(cause, ReasonedError):
+            try:
+                further = validate_metrics(cause.metrics)
+                plain_str(cause.reason)
+            except Exception as broken:  # noqa: BLE001  # a subclass may be anything
+                cause = broken.with_traceback(None)
+        health = target.health = target.health or Health()
+        key = health.key(cause)
+        inconclusive = is_inconclusive(cause)
+        log = self._progress.log.inconclusive if inconclusive else self._progress.log.failed
+        log(target.endpoint.key, health, key, describe(cause), error)
+        counts = _INCONCLUSIVE if inconclusive else _FAILED
+        return {**counts, "error": Map("error", {key: 1}), **further}
 
     def _time_out(self, run: _Run, what: str, cause: str) -> Mapping[str, Value]:
         """Return what a run whose time is up adds to the metrics."""
@@ -705,13 +696,3 @@ def _raise_exit(group: BaseExceptionGroup[BaseException]) -> None:
     exits = [leaf for leaf in leaf_exceptions(group) if not isinstance(leaf, Exception)]
     if exits:
         raise min(exits, key=lambda leaf: isinstance(leaf, trio.Cancelled)) from None
-
-
-def _checked(metrics: Mapping[str, Value] | None) -> Mapping[str, Value]:
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping):
-        raise TypeError(f"a probe must return metrics or None, not {quote(metrics)}")
-    if taken := _OWN_METRICS & metrics.keys():
-        raise ValueError(f"a probe can't return {sorted(taken)}: the prober counts those")
-    return dict(metrics)

@@ -49,7 +49,7 @@ _STEP = 0.0005
 
 
 @trio.lowlevel.enable_ki_protection
-async def fan_out(
+async def fan_out(  # noqa: ASYNC114, ASYNC128  # it hands `started` on
     exports: trio.MemoryReceiveChannel[EventMetrics],
     *outputs: Output,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -82,7 +82,7 @@ async def fan_out(
     """
     if not outputs:
         raise ValueError("fan_out needs at least one output, got none")
-    await FanOut(exports, outputs).run(task_status)
+    await FanOut(exports, outputs).run(task_status.started)
 
 
 @attrs.define(eq=False)
@@ -102,8 +102,12 @@ class FanOut:
     _ended: bool = attrs.field(init=False, default=False)
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Run the outputs until the exports end and all outputs have returned."""
+    async def run(self, started: Callable[[], None]) -> None:
+        """Run the outputs until the exports end and all outputs have returned.
+
+        Args:
+          started: called when all outputs have started.
+        """
         feeds: list[_Feed] = []
         with self.exports:
             async with open_flat_nursery() as nursery:
@@ -114,7 +118,7 @@ class FanOut:
                     self._active.append(feed)
                     nursery.start_soon(self._run_output, output, receive, feed, name=output)
                     nursery.start_soon(feed.run)
-                nursery.start_soon(self._report_start, feeds, task_status)
+                nursery.start_soon(self._report_start, feeds, started)
                 with self._receiving:
                     await self._receive()
                 self._ended = True
@@ -129,15 +133,16 @@ class FanOut:
         if self.exports.statistics().open_send_channels:
             self._receiving.cancel()
 
-    async def _report_start(
-        self, feeds: Sequence[_Feed], task_status: trio.TaskStatus[None]
+    async def _report_start(  # noqa: ASYNC910  # waiting is a checkpoint
+        self, feeds: Sequence[_Feed], started: Callable[[], None]
     ) -> None:
         for feed in feeds:
             await feed.has_started.wait()
         self._all_started = True
-        task_status.started()
+        started()
 
-    async def _run_output(
+    @trio.lowlevel.enable_ki_protection
+    async def _run_output(  # noqa: ASYNC910  # the output has checkpoints
         self,
         output: Output,
         exports: trio.MemoryReceiveChannel[EventMetrics],
@@ -146,25 +151,21 @@ class FanOut:
         feed.name = trio.lowlevel.current_task().name
         try:
             with exports:
-                if _takes_task_status(output):
-                    await cast("Any", output)(exports, task_status=feed)
-                else:
-                    feed.started()
-                    await output(exports)
+                await _call(output, exports, feed)
             feed.stop("returned")
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # raised by whoever is told
             feed.close()
-            if self._ended and is_cancellation(error):
+            cancelled = is_cancellation(error)
+            if cancelled and self._ended:
                 logger.warning(
                     "%s: was cancelled before it returned; %d exports that it had not "
                     "taken are dropped",
                     feed.name,
                     feed.untaken,
                 )
-            elif self._all_started and self.fail is not None and not is_cancellation(error):
-                self.fail(error)
-                return
-            raise
+            if cancelled or not self._all_started or self.fail is None:
+                raise
+            self.fail(error)
         finally:
             feed.started()
             feed.recall.close()
@@ -198,6 +199,17 @@ class FanOut:
         arrival = arrival_of(export)
         for feed in self._active:
             feed.waiting.put(export, arrival)
+
+
+@trio.lowlevel.disable_ki_protection
+async def _call(
+    output: Output, exports: trio.MemoryReceiveChannel[EventMetrics], feed: _Feed
+) -> None:
+    if _takes_task_status(output):
+        await cast("Any", output)(exports, task_status=feed)
+    else:
+        feed.started()
+        await output(exports)
 
 
 def _takes_task_status(output: Output) -> bool:

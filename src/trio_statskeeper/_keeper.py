@@ -288,7 +288,7 @@ class StatsKeeper:
         object.__setattr__(self, "_totals", totals)
 
     @trio.lowlevel.enable_ki_protection
-    async def run(
+    async def run(  # noqa: ASYNC128  # it hands `started` on
         self,
         results: trio.MemoryReceiveChannel[ProbeResult],
         exports: trio.MemorySendChannel[EventMetrics],
@@ -312,16 +312,17 @@ class StatsKeeper:
           BaseException: what `targets`, a label's function or `clock` raised. No exception
             is wrapped in a group.
         """
-        await self.run_and_flush(results, exports, task_status, self.flush_timeout)
+        await self.run_and_flush(results, exports, task_status.started, self.flush_timeout)
 
     @trio.lowlevel.enable_ki_protection
     async def run_and_flush(
         self,
         results: trio.MemoryReceiveChannel[ProbeResult],
         exports: trio.MemorySendChannel[EventMetrics],
-        task_status: trio.TaskStatus[None],
+        started: Callable[[], None],
         flush_timeout: float,
     ) -> None:
+        """Do what `run` does, with another `flush_timeout`."""
         progress = self._progress
         if progress.run_since is not None:
             raise trio.BusyResourceError("this keeper is already running")
@@ -333,7 +334,7 @@ class StatsKeeper:
                         try:
                             progress.timestamp = self._timestamp()  # for `_sweep`
                             self._ask_for_targets()
-                            task_status.started()
+                            started()
                             await self._keep(results, exports)
                         finally:
                             self._sweep(results)

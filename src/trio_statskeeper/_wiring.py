@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import attrs
 import trio
@@ -53,7 +53,7 @@ def open_outputs(
     """Run outputs while a block runs, and let them finish when it ends.
 
         async with (
-            open_outputs(prometheus.run, partial(write_lines, path="metrics.log")) as exports,
+            open_outputs(prometheus.run, partial(write_lines, path="a.log")) as exports,
             open_keeper(keeper, exports) as results,
         ):
             await prober.run(results)
@@ -64,8 +64,8 @@ def open_outputs(
 
     However the block ends, the exports end with it, even if a clone of the channel is still
     open. Then each output has `grace` seconds to take what waits for it, and to return.
-    Outputs that have not returned by then are cancelled, and each is logged. A Ctrl-C during
-    the end cancels them at once.
+    Outputs that have not returned by then are cancelled, and each is logged. A Ctrl-C
+    during the end cancels them at once.
 
     If an output raises, the block is cancelled, the other outputs still get the last
     exports, and then that exception is raised.
@@ -82,9 +82,11 @@ def open_outputs(
     if not outputs:
         raise ValueError("open_outputs needs at least one output, got none")
 
-    async def open_(grace: float) -> AsyncGenerator[trio.MemorySendChannel[EventMetrics]]:
+    background = _Background(grace)
+
+    @asynccontextmanager
+    async def open_() -> AsyncGenerator[trio.MemorySendChannel[EventMetrics]]:
         send, receive = trio.open_memory_channel[EventMetrics](_EXPORTS_BUFFER)
-        background = _Background(grace)
         running = FanOut(receive, outputs, background.fail)
 
         def end() -> None:
@@ -94,7 +96,7 @@ def open_outputs(
         async with background.outlive(running.run, end):
             yield send
 
-    return _Block(grace, asynccontextmanager(open_))
+    return _Block(open_())
 
 
 def open_keeper(
@@ -128,10 +130,11 @@ def open_keeper(
       trio.ClosedResourceError: if `exports` is closed.
       BaseException: what `keeper.run` raises, not wrapped in a group.
     """
+    background = _Background(grace)
 
-    async def open_(grace: float) -> AsyncGenerator[trio.MemorySendChannel[ProbeResult]]:
+    @asynccontextmanager
+    async def open_() -> AsyncGenerator[trio.MemorySendChannel[ProbeResult]]:
         send, receive = trio.open_memory_channel[ProbeResult](_RESULTS_BUFFER)
-        background = _Background(grace)
         running = _KeeperRun(keeper, receive, exports.clone())
 
         def end() -> None:
@@ -141,7 +144,7 @@ def open_keeper(
         async with background.outlive(running.run, end):
             yield send
 
-    return _Block(grace, asynccontextmanager(open_))
+    return _Block(open_())
 
 
 @final
@@ -152,14 +155,11 @@ class _Block(AbstractAsyncContextManager[T, None], Generic[T]):
     A Ctrl-C in the code of `contextlib` would leave the tasks of the block running.
     """
 
-    grace: float = attrs.field(validator=zero_or_more)
-    _open: Callable[[float], AbstractAsyncContextManager[T, bool | None]]
-    _opened: AbstractAsyncContextManager[T, bool | None] = attrs.field(init=False)
+    _manager: AbstractAsyncContextManager[T, bool | None]
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:
-        self._opened = self._open(self.grace)
-        return await self._opened.__aenter__()
+        return await self._manager.__aenter__()
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -168,18 +168,15 @@ class _Block(AbstractAsyncContextManager[T, None], Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._opened.__aexit__(exc_type, error, traceback)
-
-
-class _Run(Protocol):
-    def __call__(self, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
+        # What waits is shielded, for a limited time.
+        await self._manager.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
 
 
 @attrs.define(eq=False)
 class _Background:
     """A task that outlives a block."""
 
-    _grace: float
+    grace: float = attrs.field(validator=zero_or_more)
     _scope: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _block: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _started: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -193,13 +190,16 @@ class _Background:
         self._raised.append(error)
         self._block.cancel()
 
-    def started(self, _: object = None) -> None:
-        """Be told that the task has started, as a `trio.TaskStatus` is."""
-        self._started.set()
-
     @asynccontextmanager
-    async def outlive(self, run: _Run, end: Callable[[], None]) -> AsyncGenerator[None]:
-        """Start a task; when the block has ended, call `end`, and wait for the task."""
+    async def outlive(
+        self, run: Callable[[Callable[[], None]], Awaitable[None]], end: Callable[[], None]
+    ) -> AsyncGenerator[None]:
+        """Start a task; when the block has ended, call `end`, and wait for the task.
+
+        Args:
+          run: the task. It calls what it is given when it has started.
+          end: has the task end soon.
+        """
         try:
             async with open_flat_nursery() as nursery:
                 self._block = nursery.cancel_scope
@@ -209,14 +209,14 @@ class _Background:
                 self._scope.shield = True
                 try:
                     yield
-                except BaseException as error:
+                except BaseException as error:  # noqa: ASYNC103  # raised below
                     if is_cancellation(error):
                         raise
                     self._note_of_block(error)
                 finally:
                     end()
                     await self._finish()  # noqa: ASYNC102  # it is shielded
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # raised below
             if not is_cancellation(error):
                 self._raised.append(error)
             elif not self._raised:
@@ -225,11 +225,13 @@ class _Background:
             self._raise()
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(self, run: _Run) -> None:
+    async def _run(  # noqa: ASYNC910  # `run` has checkpoints
+        self, run: Callable[[Callable[[], None]], Awaitable[None]]
+    ) -> None:
         try:
             with self._scope:
-                await run(self)
-        except BaseException as error:
+                await run(self._started.set)
+        except BaseException as error:  # noqa: ASYNC103  # raised after the block
             if not self._scope.shield or is_cancellation(error):
                 raise
             self.fail(error)
@@ -243,11 +245,11 @@ class _Background:
         if not (self._raised and isinstance(error, trio.BrokenResourceError)):
             self._raised.append(error)
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> None:  # noqa: ASYNC910  # the nursery has a checkpoint
         """Wait until the task has ended, or until it was cancelled and has ended."""
-        grace = 0 if self._in_haste else self._grace
+        grace = 0 if self._in_haste else self.grace
         self._scope.deadline = trio.current_time() + grace
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912  # see above
             while not self._ended.is_set():
                 try:
                     await self._ended.wait()
@@ -281,18 +283,16 @@ class _KeeperRun:
     _ended: bool = attrs.field(init=False, default=False)
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, started: Callable[[], None]) -> None:
         keeper = self.keeper
         with self.results, self.exports, self.exports.clone() as exports:
             try:
                 with self._receiving:
-                    await keeper.run_and_flush(self.results, exports, task_status, 0)
+                    await keeper.run_and_flush(self.results, exports, started, 0)
                 if self._receiving.cancelled_caught:
                     send, no_results = trio.open_memory_channel[ProbeResult](0)
                     send.close()
-                    await keeper.run_and_flush(
-                        no_results, self.exports, trio.TASK_STATUS_IGNORED, 0
-                    )
+                    await keeper.run_and_flush(no_results, self.exports, started, 0)
             except trio.Cancelled:
                 if self._ended:
                     logger.warning(

@@ -13,7 +13,7 @@ PAUSE = 1.0  # seconds until a process that has ended is started again
 
 
 def say(line: str) -> None:
-    """Write a line to standard error in one piece: all processes of the fleet write there."""
+    """Write a line to standard error in one piece, as many processes write there."""
     sys.stderr.write(f"{line}\n")
 
 

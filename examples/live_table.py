@@ -1,7 +1,7 @@
 """An output that shows a live table of targets on a terminal.
 
 A row covers the last export interval in which a run of the target ended; "updated" is how
-long ago that was. It is yellow if a run failed in that interval, and red if all of them did.
+long ago that was. It is yellow if a run failed in that interval, red if all of them did.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import httpx2
+import trio
 
 from trio_statskeeper import Endpoint
 
@@ -27,9 +28,11 @@ async def get_status(url: str) -> int:
         httpx2.AsyncClient(verify=TLS, trust_env=False, timeout=None) as client,
         client.stream("GET", url, headers=HEADERS) as response,
     ):
-        async for _ in response.aiter_raw():
-            if response.num_bytes_downloaded >= MAX_BODY:
-                break
+        # Cancelled, as a `break` would leave generators of the client's unfinished.
+        with trio.CancelScope() as reading:
+            async for _ in response.aiter_raw():
+                if response.num_bytes_downloaded >= MAX_BODY:
+                    reading.cancel()
     return response.status_code
 
 

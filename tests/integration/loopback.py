@@ -41,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.handle(self)
 
-    do_POST = do_GET
+    def do_POST(self):
+        self.server.handle(self)
 
     def log_message(self, *_):
         pass

@@ -148,7 +148,9 @@ def test_a_long_url_is_shortened_in_its_middle_so_that_no_row_is_wrapped():
 def test_of_more_targets_than_there_is_room_for_the_worst_are_shown():
     urls = [f"http://127.0.0.1:1/{number}" for number in range(30)]
     with Terminal(*FAST, *urls) as terminal:
-        terminal.read_until(rf"(?m)^{HEADER}\n(.+ s ago\n){{22}}… 8 more, none of them worse\Z")
+        terminal.read_until(
+            rf"(?m)^{HEADER}\n(.+ s ago\n){{22}}… 8 more, none of them worse\Z"
+        )
         assert terminal.press_ctrl_c() == 0
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from functools import partial
 from itertools import pairwise
 from urllib.request import urlopen

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
@@ -193,7 +194,8 @@ async def test_there_are_no_timestamps_but_a_gauge_of_when_each_keepers_newest_e
     exporter = PrometheusExporter()
     await feed(exporter, export(at=8200, dst="a"), export(at=8201, probe="other"))
     now = 1007.5
-    await feed(exporter, export(at=8210, dst="b"), EventMetrics(math.inf, 0, {}, {"x": 1}))
+    last = EventMetrics(sys.float_info.max, 0, {}, {"x": 1})
+    await feed(exporter, export(at=8210, dst="b"), last)
     _, _, text = await scrape(exporter)
     name = "statskeeper_last_export_timestamp_seconds"
     assert [line for line in text.splitlines() if "last_export" in line] == [

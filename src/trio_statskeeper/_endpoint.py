@@ -10,6 +10,7 @@ from typing import TypeAlias, final
 import attrs
 import trio
 
+from ._plain_values import PlainValue
 from ._values import plain_str, quote
 
 Label: TypeAlias = "str | Callable[[Endpoint], str]"
@@ -59,7 +60,7 @@ def _key(endpoint: Endpoint) -> str:
 
 @final
 @attrs.frozen
-class Endpoint:
+class Endpoint(PlainValue):
     """A target: something that is probed.
 
     Raises:

@@ -44,14 +44,21 @@ from typing import Any, final
 import attrs
 import trio
 
-from ._checks import above_zero, is_callable, number, whole, zero_or_more
+from ._checks import is_callable, number, whole, zero_or_more
 from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
-from ._event_metrics import EventMetrics, unchecked_event_metrics
+from ._event_metrics import (
+    EventMetrics,
+    export_interval,
+    latency_unit,
+    unchecked_event_metrics,
+)
 from ._log import logger
 from ._nursery import open_flat_nursery
+from ._plain_values import PlainValue, read_only
+from ._results import ProbeResult
 from ._sending import send_all
 from ._timestamps import later_timestamp
-from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
+from ._totals import Row, Totals, metrics, start_timestamp
 from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
 
 # The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
@@ -69,15 +76,19 @@ _NO_RESULT: Any = object()
 _CLOCK_TOLERANCE = 0.1
 
 
+def _counts(counts: Mapping[str, int]) -> Mapping[str, int]:
+    return read_only(counts)
+
+
 @final
 @attrs.frozen
-class KeeperStatistics:
+class KeeperStatistics(PlainValue):
     """What a `StatsKeeper` has done since it was made."""
 
     results_accepted: int
     """Results that were added to the totals."""
 
-    results_rejected: Mapping[str, int]
+    results_rejected: Mapping[str, int] = attrs.field(converter=_counts, hash=False)
     """Results that could not be added, by reason:
 
     - `error`: `target` or `metrics()` raised, or is not as `ProbeResult` says
@@ -227,10 +238,12 @@ class StatsKeeper:
     last pass. A target that left the list is exported again whenever it has counted
     something since its last export, until it expires."""
 
-    export_interval: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
+    export_interval: float = attrs.field(
+        default=10.0, kw_only=True, converter=export_interval
+    )
     """Seconds between exports."""
 
-    latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=above_zero)
+    latency_unit: float = attrs.field(default=1.0, kw_only=True, converter=latency_unit)
     """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
     `_latency`. The keeper hands it on to the outputs, and scales nothing itself. Leave it 1
     where a `Prober` measures, for its latencies are in seconds."""
@@ -359,7 +372,7 @@ class StatsKeeper:
         tick_pass = self._progress.tick_pass
         return KeeperStatistics(
             results_accepted=self._totals.results_accepted,
-            results_rejected=MappingProxyType(dict(self._totals.results_rejected)),
+            results_rejected=self._totals.results_rejected,
             passes=self._progress.passes,
             exports_sent=self._progress.exports_sent,
             ticks_missed=(

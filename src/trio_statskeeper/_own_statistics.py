@@ -12,8 +12,8 @@ import attrs
 from ._event_metrics import EventMetrics
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._prober import Prober
+from ._results import Reason
 from ._timestamps import later_timestamp
-from ._totals import Reason
 from ._values import Gauge, Map, Value, quote
 
 Observed: TypeAlias = StatsKeeper | Prober

@@ -51,9 +51,10 @@ from ._endpoint import Endpoint, checked_endpoint, endpoints_of
 from ._exceptions import forget_tracebacks, leaf_exceptions
 from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, is_inconclusive
 from ._nursery import open_flat_nursery
+from ._plain_values import PlainValue
 from ._probe_errors import ReasonedError, validate_metrics
+from ._results import ProbeResult, Result
 from ._schedule import MIN_STALL, Wakeups, offset_of
-from ._totals import PlainResult, ProbeResult
 from ._values import Map, Value, plain_str, quote
 
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]
@@ -100,7 +101,7 @@ _MAX_DELISTED = 1_000
 
 @final
 @attrs.frozen
-class ProberStatistics:
+class ProberStatistics(PlainValue):
     """What a `Prober` has done since it was made."""
 
     results_sent: int
@@ -487,7 +488,7 @@ class Prober:
                     if run.sent is None:
                         limit.release()
                 if deltas is not None:
-                    result = PlainResult(target.endpoint.key, deltas)
+                    result = Result(target.endpoint.key, deltas)
                     await run.wait(results.send_nowait, results.send, result)
                     progress.results_sent += 1
                 elif run.sent is not None:
@@ -672,7 +673,7 @@ class Prober:
         cause = f"stuck: it ignores its timeout of {self.timeout:g} s"
         deltas = self._time_out(run, "stuck", cause)
         if not run.delisted:
-            result = PlainResult(run.target.endpoint.key, deltas)
+            result = Result(run.target.endpoint.key, deltas)
             runs.start_soon(self._send_on_behalf, run.sent, result, results)
 
     @trio.lowlevel.enable_ki_protection

@@ -92,8 +92,6 @@ async def write_lines(
       OSError: if the file can't be opened at the start, or standard output can't be
         written. It names the file, or `standard output`. If the other end of a pipe is
         closed, at any time, it is a BrokenPipeError.
-      ValueError: if `json` is wanted of an export that has a NaN. Those before it are
-        written.
     """
     line = to_json if json else str
     # One of its own: others may fill Trio's with threads that never end.

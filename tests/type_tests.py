@@ -122,7 +122,7 @@ full = ts.ProbeFailed("full", metrics={"resp-code": ts.Map("code", {"503": 1})})
 assert_type(full.reason, str)
 assert_type(ts.Inconclusive("no route").metrics, Mapping[str, ts.Value])
 ts.ProbeFailed(503)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-ts.Inconclusive("no route", {"size": 1})  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+ts.Inconclusive("no route", {"size": 1})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def run(nursery: trio.Nursery) -> None:

@@ -45,7 +45,7 @@ def lint(session: nox.Session) -> None:
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    flake8 = ("flake8", "--startable-in-context-manager=run")
+    flake8 = ("flake8", "--startable-in-context-manager=run,fan_out,write_lines")
     session.run(*flake8, "--select=ASYNC", "src")
     # Checkpoints on every path matter in a library, not in tests and programs. Tests poll
     # (110), have nurseries for one task (112), and functions that await nothing (124).

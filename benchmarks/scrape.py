@@ -137,16 +137,17 @@ async def measure(
     results_send, results = trio.open_memory_channel[ProbeResult](100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
     keeper = make_keeper(TARGETS, export_interval=1)
-    prometheus = PrometheusExporter(statistics_of=[keeper])
+    prometheus = PrometheusExporter(0, statistics_of=[keeper])
     otlp = OTLPExporter(collector, statistics_of=[keeper])
     spans: list[Span] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run, results, exports_send)
-        nursery.start_soon(fan_out, exports, prometheus.run, otlp.run)
+        await nursery.start(fan_out, exports, prometheus.run, otlp.run)
         nursery.start_soon(feed, results_send)
         for _ in range(CLIENTS):
             nursery.start_soon(ask, echo_port, spans)
-        host, port = await nursery.start(prometheus.serve, 0)
+        assert prometheus.address is not None
+        host, port = prometheus.address
         await trio.sleep(2.5)  # until all targets have been exported
         gc.collect()
         gc.freeze()  # as docs/performance.md advises, lest it is the collector that is seen
@@ -195,15 +196,13 @@ def longest_step(targets: int) -> dict[str, float]:
 
 
 async def time_scrapes(keeper: StatsKeeper) -> LongestStep:
-    prometheus = PrometheusExporter(statistics_of=[keeper])
+    prometheus = PrometheusExporter(0, statistics_of=[keeper])
     send, exports = trio.open_memory_channel[EventMetrics](math.inf)
-    with send:
-        for export in keeper.snapshot():
-            send.send_nowait(export)
+    for export in keeper.snapshot():
+        send.send_nowait(export)
     steps = LongestStep()
-    await prometheus.run(exports)
     async with trio.open_nursery() as nursery:
-        host, port = await nursery.start(prometheus.serve, 0)
+        host, port = await nursery.start(prometheus.run, exports)
         command = [sys.executable, __file__, "get", f"http://{host}:{port}/metrics"]
         await trio.run_process(command)
         gc.collect()

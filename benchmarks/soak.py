@@ -319,6 +319,7 @@ class Soak:
     memory: list[Memory] = attrs.field(factory=list[Memory])
     keeper: StatsKeeper = attrs.field(init=False)
     _prometheus: PrometheusExporter = attrs.field(init=False)
+    _shown: trio.MemorySendChannel[EventMetrics] = attrs.field(init=False)
     _port: int = attrs.field(init=False)
     _pass_began: float = attrs.field(init=False, default=0.0)
     _scraping: trio.Lock = attrs.field(init=False, factory=trio.Lock)
@@ -332,12 +333,14 @@ class Soak:
             distributions={"latency": BOUNDS},
             expire_after=EXPIRE_AFTER * self.export_interval,
         )
-        self._prometheus = PrometheusExporter(statistics_of=[self.keeper])
+        self._prometheus = PrometheusExporter(0, statistics_of=[self.keeper])
 
     async def run(self) -> dict[str, Any]:
         """Return what the other side got."""
         async with trio.open_nursery() as around:
-            _, self._port = await around.start(self._prometheus.serve, 0)
+            # It is scraped once more after the end of the exports, so they never end here.
+            self._shown, exports = trio.open_memory_channel[EventMetrics](0)
+            _, self._port = await around.start(self._prometheus.run, exports)
             around.start_soon(self._watch)
             around.start_soon(self._scrape_now_and_then)
             await self._keep()
@@ -421,7 +424,8 @@ class Soak:
     async def _run_prometheus(
         self, exports: trio.MemoryReceiveChannel[EventMetrics]
     ) -> None:
-        await self._prometheus.run(exports)
+        async for export in exports:
+            await self._shown.send(export)
         await self._scrape()
         self.last_pass = trio.current_time() - self._pass_began
 

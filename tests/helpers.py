@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from trio_statskeeper import Endpoint, EventMetrics, ProbeResult, StatsKeeper, Value
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 @attrs.frozen
@@ -57,6 +58,13 @@ def all_from(exports: trio.MemoryReceiveChannel[EventMetrics]) -> list[EventMetr
             received.append(exports.receive_nowait())
     except (trio.WouldBlock, trio.EndOfChannel):
         return received
+
+
+async def serve(nursery: trio.Nursery, exporter: PrometheusExporter) -> tuple[str, int]:
+    """Have an exporter that has a port serve what it has got; return its address."""
+    _, exports = trio.open_memory_channel[EventMetrics](0)  # which never ends
+    address: tuple[str, int] = await nursery.start(exporter.run, exports)
+    return address
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from time import thread_time
 import httpx2
 import pytest
 import trio
-from helpers import Result, channel_of, make_keeper, one, running
+from helpers import Result, channel_of, make_keeper, one, running, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -397,7 +397,7 @@ async def page(exporter):
         trio.open_nursery() as nursery,
         httpx2.AsyncClient(trust_env=False) as client,
     ):
-        host, port = await nursery.start(exporter.serve, 0)
+        host, port = await serve(nursery, exporter)
         response = await client.get(f"http://{host}:{port}/metrics", timeout=60)
         assert response.status_code == 200
         nursery.cancel_scope.cancel()
@@ -406,7 +406,7 @@ async def page(exporter):
 
 async def scraped(exports):
     """Return the samples of a scrape as a parser reads them: by name, then by labels."""
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     await exporter.run(channel_of(*exports))
     found = {}
     for family in text_string_to_metric_families(await page(exporter)):

@@ -6,10 +6,10 @@ import errno
 import io
 import logging
 import math
+import re
 import socket
 import sys
 from contextlib import suppress
-from functools import partial
 from types import SimpleNamespace
 
 import httpx2
@@ -18,7 +18,7 @@ import pytest
 import trio
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
-from helpers import channel_of, make_keeper, one, running
+from helpers import channel_of, make_keeper, one, running, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
@@ -787,9 +787,9 @@ async def get(address, path="/metrics", method="GET"):
 
 
 async def test_it_serves_a_scrape_on_loopback_and_tells_the_address(nursery):
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     await feed(exporter, export(dst="é"))
-    host, port = await nursery.start(exporter.serve, 0)
+    host, port = await serve(nursery, exporter)
     assert host == "127.0.0.1"
     response = await get((host, port))
     assert response.status_code == 200
@@ -800,27 +800,25 @@ async def test_it_serves_a_scrape_on_loopback_and_tells_the_address(nursery):
 
 
 async def test_a_port_can_be_chosen_and_is_free_again_afterwards(nursery):
-    exporter = PrometheusExporter()
     async with trio.open_nursery() as first:
-        host, port = await first.start(exporter.serve, 0)
+        host, port = await serve(first, PrometheusExporter(0))
         assert (await get((host, port))).status_code == 200
         first.cancel_scope.cancel()
-    assert await nursery.start(exporter.serve, port) == (host, port)
+    assert await serve(nursery, PrometheusExporter(port)) == (host, port)
     assert (await get((host, port))).status_code == 200
 
 
 async def test_on_a_port_of_ones_choice_it_serves_all_addresses_of_the_host(nursery):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve = partial(PrometheusExporter().serve, port, host="localhost")
-    await nursery.start(serve)
+    await serve(nursery, PrometheusExporter(port, "localhost"))
     for *_, address in await trio.socket.getaddrinfo("localhost", port, type=1):
         assert (await get(address[:2])).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["::1", "localhost"])
 async def test_another_host_can_be_chosen(nursery, host):
-    address = await nursery.start(partial(PrometheusExporter().serve, 0, host=host))
+    address = await serve(nursery, PrometheusExporter(0, host))
     assert (await get(address)).status_code == 200
 
 
@@ -839,7 +837,7 @@ def addresses(monkeypatch):
 
 async def test_on_a_free_port_it_serves_the_first_address_of_the_host(nursery, addresses):
     addresses += "127.0.0.2", "127.0.0.1"
-    host, port = await nursery.start(PrometheusExporter().serve, 0)
+    host, port = await serve(nursery, PrometheusExporter(0))
     assert host == "127.0.0.2"
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -850,7 +848,7 @@ async def test_on_a_port_that_one_address_has_taken_it_serves_none(addresses):
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=r"can't listen on 127\.0\.0\.1:\d+: Address"):
-            await PrometheusExporter().serve(port)
+            await PrometheusExporter(port).run(channel_of())
         with socket.create_server(("127.0.0.1", port)):
             pass
 
@@ -868,15 +866,15 @@ async def test_addresses_of_a_kind_that_the_system_lacks_are_not_served(
 
     monkeypatch.setattr(trio, "open_tcp_listeners", listen_without_ipv6)
     addresses += "::1", "127.0.0.1"
-    address = await nursery.start(PrometheusExporter().serve, 0)
+    address = await serve(nursery, PrometheusExporter(0))
     assert (await get(address)).status_code == 200
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     addresses.append("::2")
-    assert (await nursery.start(PrometheusExporter().serve, port))[1] == port
+    assert (await serve(nursery, PrometheusExporter(port)))[1] == port
     addresses[:] = ["::1"]
     with pytest.raises(OSError, match=r"can't listen on .*: no IPv6"):
-        await PrometheusExporter().serve(0)
+        await PrometheusExporter(0).run(channel_of())
 
 
 async def test_its_host_is_looked_up_though_other_lookups_hold_all_threads(nursery):
@@ -884,9 +882,7 @@ async def test_its_host_is_looked_up_though_other_lookups_hold_all_threads(nurse
     while limiter.available_tokens:
         limiter.acquire_on_behalf_of_nowait(object())
     with trio.fail_after(30):
-        address = await nursery.start(
-            partial(PrometheusExporter().serve, 0, host="localhost")
-        )
+        address = await serve(nursery, PrometheusExporter(0, "localhost"))
     async with await trio.open_tcp_stream("127.0.0.1", address[1]):
         pass
 
@@ -897,19 +893,28 @@ async def test_a_port_that_is_taken_is_a_clear_error():
         with pytest.raises(
             OSError, match=f"can't listen on 127.0.0.1:{port}: Address already"
         ):
-            await PrometheusExporter().serve(port)
+            await PrometheusExporter(port).run(channel_of())
 
 
 @pytest.mark.parametrize("host", ["no such host", "a..b", "a" * 64])
 async def test_a_host_that_does_not_exist_is_a_clear_error(host):
     with pytest.raises(OSError, match=f"can't listen on {host}:9464: "):
-        await PrometheusExporter().serve(9464, host=host)
+        await PrometheusExporter(9464, host).run(channel_of())
 
 
-@pytest.mark.parametrize("port", [-1, 65_536])
-async def test_a_port_out_of_range_is_refused(port):
-    with pytest.raises(ValueError, match=f"port must be from 0 to 65535, got {port}"):
-        await PrometheusExporter().serve(port)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"port": -1}, ValueError, "port must be from 0 to 65535, got -1"),
+        ({"port": 65_536}, ValueError, "port must be from 0 to 65535, got 65536"),
+        ({"port": "9464"}, TypeError, "port must be an integer or None, got '9464'"),
+        ({"port": True}, TypeError, "port must be an integer or None, got True"),
+        ({"host": None}, TypeError, "'host' must be <class 'str'>"),
+    ],
+)
+def test_a_port_or_host_that_cannot_be_one_is_refused(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        PrometheusExporter(**options)
 
 
 async def test_only_metrics_and_the_root_answer():
@@ -931,9 +936,9 @@ async def test_other_methods_than_get_and_head_are_refused(method, path):
 
 
 async def test_a_head_request_gets_no_body(nursery):
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     await feed(exporter, export())
-    address = await nursery.start(exporter.serve, 0)
+    address = await serve(nursery, exporter)
     response = await get(address, method="HEAD")
     assert (response.status_code, response.content) == (200, b"")
 
@@ -953,16 +958,17 @@ async def test_a_websocket_is_refused():
 async def test_cancelled_it_raises_a_bare_cancelled_though_connections_are_open():
     raised = None
 
-    async def serve(task_status):  # noqa: ASYNC128  # it hands it on
+    async def run(task_status):  # noqa: ASYNC114, ASYNC128  # it hands it on
         nonlocal raised
         try:
-            await PrometheusExporter().serve(0, task_status=task_status)
+            _, exports = trio.open_memory_channel(0)
+            await PrometheusExporter(0).run(exports, task_status=task_status)
         except BaseException as error:
             raised = error
             raise
 
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(serve)
+        address = await nursery.start(run)
         async with await trio.open_tcp_stream(*address) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await stream.receive_some()
@@ -974,7 +980,7 @@ async def test_cancelled_it_raises_a_bare_cancelled_though_connections_are_open(
 async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
     nursery, caplog, settings
 ):
-    address = await nursery.start(PrometheusExporter().serve, 0)
+    address = await serve(nursery, PrometheusExporter(0))
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(
             b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
@@ -993,7 +999,7 @@ async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on
     nursery, monkeypatch, then
 ):
     monkeypatch.setattr(module._Config, "read_timeout", 0.1)
-    address = await nursery.start(PrometheusExporter().serve, 0)
+    address = await serve(nursery, PrometheusExporter(0))
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + then)
         with trio.fail_after(30):
@@ -1011,9 +1017,9 @@ async def test_a_client_that_by_http_2_never_lets_an_answer_be_sent_is_hung_up_o
     client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
     head = {":method": "GET", ":scheme": "http", ":authority": "x", ":path": "/metrics"}
     client.send_headers(1, head.items(), end_stream=True)
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     await feed(exporter, export())
-    address = await nursery.start(exporter.serve, 0)
+    address = await serve(nursery, exporter)
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(client.data_to_send())
         with trio.fail_after(30):
@@ -1025,11 +1031,11 @@ async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    exporter = PrometheusExporter(statistics_of=[make_keeper()])
+    exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
     monkeypatch.setattr(module, "own_statistics", interrupt)
     with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(exporter.serve, 0)
+            address = await serve(nursery, exporter)
             async with await trio.open_tcp_stream(*address) as stream:
                 await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
                 await trio.sleep_forever()
@@ -1037,7 +1043,7 @@ async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
 
 async def test_it_serves_where_the_system_has_no_user_timeout(nursery, monkeypatch):
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
-    address = await nursery.start(PrometheusExporter().serve, 0)
+    address = await serve(nursery, PrometheusExporter(0))
     assert (await get(address)).status_code == 200
 
 
@@ -1045,9 +1051,9 @@ async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
     def bug(*_):
         raise RuntimeError("a bug")
 
-    exporter = PrometheusExporter(statistics_of=[make_keeper()])
+    exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
     monkeypatch.setattr(module, "own_statistics", bug)
-    address = await nursery.start(exporter.serve, 0)
+    address = await serve(nursery, exporter)
     assert (await get(address)).status_code == 500
     assert "a bug" in caplog.text
     assert {record.name for record in caplog.records} == {"trio_statskeeper"}

@@ -169,9 +169,9 @@ async def use_outputs(
 ) -> None:
     nursery.start_soon(lines.write_lines, exports)
     nursery.start_soon(partial(lines.write_lines, exports, Path("file"), json=True))
-    prometheus = PrometheusExporter(statistics_of=[keeper, prober], created=True)
+    prometheus = PrometheusExporter(9464, statistics_of=[keeper, prober], created=True)
     nursery.start_soon(prometheus.run, exports)
-    nursery.start_soon(prometheus.serve, 9464)
+    assert_type(prometheus.address, tuple[str, int] | None)
     CollectorRegistry().register(prometheus)
     PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     otlp = OTLPExporter(
@@ -182,6 +182,14 @@ async def use_outputs(
     to_file: ts.Output = partial(lines.write_lines, path="file")
     nursery.start_soon(ts.fan_out, exports, to_file, prometheus.run, otlp.run, summarize)
     await ts.fan_out(exports, exports)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    async with (
+        ts.open_outputs(to_file, prometheus.run, summarize, grace=1) as to_outputs,
+        ts.open_keeper(keeper, to_outputs) as results,
+    ):
+        assert_type(to_outputs, trio.MemorySendChannel[ts.EventMetrics])
+        assert_type(results, trio.MemorySendChannel[ts.ProbeResult])
+        await prober.run(results)
+    ts.open_outputs(prober.run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await ts.fan_out(exports, prober.run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     OTLPExporter("http://localhost:4318", compression="zip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -49,7 +49,7 @@ _STEP = 0.0005
 
 
 @trio.lowlevel.enable_ki_protection
-async def fan_out(  # noqa: ASYNC114, ASYNC128  # it hands `started` on
+async def fan_out(  # noqa: ASYNC128  # it hands `started` on
     exports: trio.MemoryReceiveChannel[EventMetrics],
     *outputs: Output,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

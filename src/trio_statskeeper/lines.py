@@ -67,6 +67,7 @@ async def write_lines(
     path: str | os.PathLike[str] | None = None,
     *,
     json: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Write each export as a line to standard output or a file, until `exports` ends.
 
@@ -87,6 +88,7 @@ async def write_lines(
       path: the file; None for standard output, which is `sys.stdout` at each write.
       json: whether to write JSON, which `from_json` reads back, instead of cloudprober's
         lines.
+      task_status: for `nursery.start`, told when the file is open.
 
     Raises:
       OSError: if the file can't be opened at the start, or standard output can't be
@@ -98,6 +100,7 @@ async def write_lines(
     limiter = trio.CapacityLimiter(1)
     with exports:
         if path is None:
+            task_status.started()
             await _Writer(exports, line, _print, "standard output", limiter).run()
             return
         file = _File(Path(path))
@@ -106,6 +109,7 @@ async def write_lines(
             await trio.to_thread.run_sync(
                 file.open, abandon_on_cancel=True, limiter=limiter, thread_name=_THREAD_NAME
             )
+            task_status.started()
             await _Writer(exports, line, file.append, str(path), limiter).run()
         finally:
             file.closed = True

@@ -27,8 +27,8 @@ import math
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import accumulate, chain
 from time import perf_counter
@@ -50,6 +50,7 @@ from ._families import Families, Family
 from ._log import logger
 from ._lookup import addresses_of
 from ._newest import Series, when_gone
+from ._nursery import open_flat_nursery
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._segments import SegmentedDict
 from ._values import Distribution, Gauge, Map, Value, quote
@@ -69,6 +70,9 @@ _UNREAD_TIMEOUT = 10.0
 # Seconds that an answer may take: by HTTP/2, a client can have it wait for ever.
 _ANSWER_TIMEOUT = 300.0
 
+# Seconds that answers may take once the exports have ended.
+_LAST_ANSWERS_TIMEOUT = 2.0
+
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 _LAST_EXPORT = "last_export_timestamp_seconds"
@@ -86,19 +90,68 @@ _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 _Sample: TypeAlias = tuple[str, str | None, float]
 
 
+def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
+    if port is None:
+        return
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"{attribute.name} must be an integer or None, got {quote(port)}")
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"{attribute.name} must be from 0 to 65535, got {port}")
+
+
+@attrs.define(eq=False)
+class _Listening:
+    """What changes as an exporter with a port runs."""
+
+    busy: bool = False
+    address: tuple[str, int] | None = None
+
+
+@attrs.define(eq=False)
+class _Connections:
+    """The connections of scrapers, and how many of their requests are being answered."""
+
+    streams: set[trio.SocketStream] = attrs.field(factory=set[trio.SocketStream])
+    _unanswered: int = 0
+    _answered: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    @contextmanager
+    def answering(self) -> Generator[None]:
+        self._unanswered += 1
+        try:
+            yield
+        finally:
+            self._unanswered -= 1
+            self._answered.unpark_all()
+
+    async def wait_until_all_are_answered(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._unanswered:
+            await self._answered.park()
+
+    @trio.lowlevel.enable_ki_protection
+    async def close_when_cancelled(self) -> None:
+        """Close all when cancelled: Hypercorn shields its sending from that."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            for stream in self.streams:
+                stream.socket.close()
+
+
 @final
 @attrs.frozen(eq=False)
 class PrometheusExporter(Collector):
     """Hold the newest export of each target for Prometheus.
 
-    It serves them itself,
+    With a port, it answers scrapes at `http://HOST:PORT/metrics` while it runs:
 
-        prometheus = PrometheusExporter(statistics_of=[keeper, prober])
-        nursery.start_soon(prometheus.run, exports)
-        nursery.start_soon(prometheus.serve, 9464)
+        prometheus = PrometheusExporter(9464, statistics_of=[keeper, prober])
+        async with open_outputs(prometheus.run) as exports:
+            ...
 
-    or is a collector: `registry.register(prometheus)` adds them to a registry of
-    `prometheus_client` that something else serves.
+    With or without, it is a collector: `registry.register(prometheus)` adds the totals to a
+    registry of `prometheus_client` that something else serves.
 
     A metric `success` is exported as `probe_success_total`, `resp-code` as
     `probe_resp_code_total` with one more label, `latency` in seconds as
@@ -107,9 +160,19 @@ class PrometheusExporter(Collector):
     logged. A target that has not come for three of its export intervals is gone.
 
     Raises:
-      TypeError: if `statistics_of` has something that is neither keeper nor prober.
-      ValueError: if the statistics of two could not be told apart.
+      TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
+        something that is neither keeper nor prober.
+      ValueError: if `port` is not from 0 to 65535, or the statistics of two could not be
+        told apart.
     """
+
+    port: int | None = attrs.field(default=None, validator=_port)
+    """Where `run` listens. 0: any port that is free. None: it does not listen."""
+
+    host: str = attrs.field(
+        default="127.0.0.1", validator=attrs.validators.instance_of(str)
+    )
+    """A name or address of this machine. Who can reach it can read all labels."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
@@ -125,13 +188,54 @@ class PrometheusExporter(Collector):
         default=attrs.Factory(lambda self: _Page("probe_", self.created), takes_self=True),
     )
 
+    _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The host and port where it listens now, or None."""
+        return self._listening.address
+
     @trio.lowlevel.enable_ki_protection
-    async def run(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-        """Take what a keeper exports, until `exports` ends. Several may run at once.
+    async def run(
+        self,
+        exports: trio.MemoryReceiveChannel[EventMetrics],
+        *,
+        task_status: trio.TaskStatus[tuple[str, int] | None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take what keepers export, and answer scrapes, until `exports` ends.
+
+        Answers in progress are finished then, for two seconds at most. Without a port,
+        several may run at once. With one, several keepers share one channel by clones.
 
         Args:
           exports: what a keeper sends. Closed on return.
+          task_status: for `nursery.start`, told the address where it listens, or None.
+
+        Raises:
+          OSError: if it can't listen there.
+          trio.BusyResourceError: if it listens already; `exports` is not closed then.
         """
+        listening = self._listening
+        if self.port is None:
+            task_status.started(None)
+            await self._take(exports)
+            return
+        if listening.busy:
+            raise trio.BusyResourceError(
+                "this exporter is already running; let keepers share its channel by clones"
+            )
+        listening.busy = True
+        try:
+            with exports:
+                listeners = await _listen(self.host, self.port)
+                listening.address = listeners[0].socket.getsockname()[:2]
+                await self._take_and_serve(exports, listeners, task_status.started)
+        finally:
+            listening.busy = False
+            listening.address = None
+
+    @trio.lowlevel.enable_ki_protection
+    async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
         page = self._page
         page.use(trio.lowlevel.current_clock())
         with exports, suppress(trio.EndOfChannel):
@@ -152,43 +256,38 @@ class PrometheusExporter(Collector):
 
     # Where tasks are started, and in what Hypercorn does for us, too.
     @trio.lowlevel.enable_ki_protection
-    async def serve(
+    async def _take_and_serve(
         self,
-        port: int,
-        *,
-        host: str = "127.0.0.1",
-        task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
+        exports: trio.MemoryReceiveChannel[EventMetrics],
+        listeners: list[trio.SocketListener],
+        started: Callable[[tuple[str, int] | None], None],
     ) -> None:
-        """Answer scrapes at `http://HOST:PORT/metrics`, until cancelled.
+        connections = _Connections()
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(connections.close_when_cancelled)
+            accepting = trio.CancelScope()
+            nursery.start_soon(self._accept, listeners, connections, nursery, accepting)
+            started(self.address)
+            await self._take(exports)
+            accepting.cancel()
+            with trio.move_on_after(_LAST_ANSWERS_TIMEOUT):
+                await connections.wait_until_all_are_answered()
+            nursery.cancel_scope.cancel()
 
-        Args:
-          port: where to listen; 0 for a port that is free.
-          host: a name or address of this machine. Who can reach it can read all labels.
-          task_status: for `nursery.start`, told the address: host and port.
-
-        Raises:
-          OSError: if nothing can listen there.
-          ValueError: if `port` is not from 0 to 65535.
-        """
-        if not 0 <= port <= 65_535:
-            raise ValueError(f"port must be from 0 to 65535, got {port!r}")
-        streams: set[trio.SocketStream] = set()
-        listeners = await _listen(host, port)
-        task_status.started(listeners[0].socket.getsockname()[:2])
-        serve_stream = partial(self._serve_stream, streams)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_close_upon_cancellation, streams)
-                await trio.serve_listeners(
-                    serve_stream,
-                    listeners,
-                    handler_nursery=cast("trio.Nursery", _ProtectedNursery(nursery)),
-                )
-        except BaseExceptionGroup as group:
-            # Nurseries within nurseries leave Cancelled in groups.
-            if group.split(trio.Cancelled)[1] is not None:
-                raise
-        await trio.lowlevel.checkpoint_if_cancelled()
+    @trio.lowlevel.enable_ki_protection
+    async def _accept(
+        self,
+        listeners: list[trio.SocketListener],
+        connections: _Connections,
+        nursery: trio.Nursery,
+        accepting: trio.CancelScope,
+    ) -> None:
+        with accepting:
+            await trio.serve_listeners(
+                partial(self._serve_stream, connections),
+                listeners,
+                handler_nursery=cast("trio.Nursery", _ProtectedNursery(nursery)),
+            )
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
@@ -220,16 +319,22 @@ class PrometheusExporter(Collector):
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_stream(
-        self, streams: set[trio.SocketStream], stream: trio.SocketStream
+        self, connections: _Connections, stream: trio.SocketStream
     ) -> None:
         """Answer what comes by one connection; whatever goes wrong ends no other."""
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
             stream.setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD_TIMEOUT * 1000)
             )
-        app = ASGIWrapper(cast("Any", self._answer))
+
+        @trio.lowlevel.enable_ki_protection
+        async def answer(scope: _Message, receive: _Receive, send: _Send) -> None:
+            with connections.answering():
+                await self._answer(scope, receive, send)
+
+        app = ASGIWrapper(cast("Any", answer))
         state = cast("ConnectionState", {})
-        streams.add(stream)
+        connections.streams.add(stream)
         try:
             await TCPServer(app, _Config(), WorkerContext(None), state, cast("Any", stream))
         except BaseExceptionGroup as group:
@@ -239,7 +344,7 @@ class PrometheusExporter(Collector):
             logger.warning("a connection for metrics failed: %r", error)
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
-            streams.discard(stream)
+            connections.streams.discard(stream)
 
     @trio.lowlevel.enable_ki_protection
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
@@ -381,16 +486,6 @@ async def _open_listeners(
                 break
         on_error.pop_all()
     return listeners  # noqa: ASYNC910  # there is an address
-
-
-@trio.lowlevel.enable_ki_protection
-async def _close_upon_cancellation(streams: set[trio.SocketStream]) -> None:
-    """Close all connections when cancelled: Hypercorn shields its sending from that."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        for stream in streams:
-            stream.socket.close()
 
 
 @attrs.define(eq=False)

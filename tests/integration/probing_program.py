@@ -90,11 +90,10 @@ async def main(port: int, name: str, interval: float, *, created: bool) -> None:
             name=name,
         )
         prometheus = PrometheusExporter(
-            statistics_of=[probed, reported, prober], created=created
+            port, statistics_of=[probed, reported, prober], created=created
         )
-        await nursery.start(prometheus.serve, port)
         to_file = partial(write_lines, path="exports.jsonl", json=True)
-        nursery.start_soon(fan_out, exports_receive, prometheus.run, to_file)
+        await nursery.start(fan_out, exports_receive, prometheus.run, to_file)
         nursery.start_soon(probed.run, results_receive, exports_send.clone())
         nursery.start_soon(reported.run, reports_receive, exports_send)
         nursery.start_soon(prober.run, results_send)

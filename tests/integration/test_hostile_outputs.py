@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from helpers import Result, channel_of
+from helpers import Result, channel_of, serve
 from real_servers import get
 
 from trio_statskeeper import (
@@ -92,10 +92,10 @@ async def exports_of(name: str, *results: ProbeResult) -> list[EventMetrics]:
 
 @asynccontextmanager
 async def scraped(port: int, exports: Iterable[EventMetrics]) -> AsyncIterator[None]:
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(port)
     await exporter.run(channel_of(*exports))
     async with trio.open_nursery() as nursery:
-        await nursery.start(exporter.serve, port)
+        await serve(nursery, exporter)
         yield
         nursery.cancel_scope.cancel()
 

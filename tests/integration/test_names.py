@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import trio
+from helpers import serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,9 +91,9 @@ async def test_names_that_receivers_change_are_changed_before(
     victoria_metrics, start_prometheus, nursery
 ):
     exports = make_exports((pair, {"_zone": "x", "9": "y"}) for pair in PAIRS)
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     await send(exporter, exports)
-    address, port = await nursery.start(exporter.serve, 0)
+    address, port = await serve(nursery, exporter)
     in_thread = trio.to_thread.run_sync
     prometheus = await in_thread(start_prometheus, f"{address}:{port}")
     await in_thread(prometheus.wait_for, "probe_total", bool)

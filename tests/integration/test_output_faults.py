@@ -473,16 +473,11 @@ async def close(stream):
 @asynccontextmanager
 async def a_big_page():
     """Serve a page of more than sockets buffer; yield its address, and what feeds it."""
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     send, receive = trio.open_memory_channel[EventMetrics](0)
-
-    async def take():
-        await exporter.run(receive)
-
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(take)
-            address = await nursery.start(exporter.serve, 0)
+            address = await nursery.start(exporter.run, receive)
             await send.send(EventMetrics(5, 0, {"dst": "big"}, {"page": "x" * 8_000_000}))
             yield address, send
             nursery.cancel_scope.cancel()

@@ -154,7 +154,7 @@ def accepting():
 
 
 async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_second():
-    prometheus = PrometheusExporter()
+    prometheus = PrometheusExporter(0)
     results_send, results = trio.open_memory_channel(100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
 
@@ -173,8 +173,7 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(results_send.send, Result(key, {"total": 1}))
-            _, served_at = await nursery.start(prometheus.serve, 0)
-            nursery.start_soon(prometheus.run, exports)
+            _, served_at = await nursery.start(prometheus.run, exports)
             nursery.start_soon(keeper.run, results, exports_send)
             nursery.start_soon(prober.run, results_send)
             with trio.fail_after(240):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from helpers import serve
 
 from trio_statskeeper import EventMetrics, prometheus
 from trio_statskeeper.prometheus import PrometheusExporter
@@ -15,7 +16,7 @@ from trio_statskeeper.prometheus import PrometheusExporter
 @pytest.fixture
 async def exporter():
     """An exporter of more than sockets buffer."""
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(0)
     send, receive = trio.open_memory_channel[EventMetrics](1)
     await send.send(EventMetrics(5, 0, {"dst": "a"}, {"page": "x" * 50_000_000}))
     send.close()
@@ -54,7 +55,7 @@ async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending
 ):
     monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 1_000)
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(exporter.serve, 0)
+        address = await serve(nursery, exporter)
         async with scraper_that_reads_nothing(address):
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(30):
@@ -66,7 +67,7 @@ async def test_a_scraper_that_reads_nothing_is_not_waited_for(
     exporter, served, nursery, monkeypatch, caplog
 ):
     monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 0.1)
-    address = await nursery.start(exporter.serve, 0)
+    address = await serve(nursery, exporter)
     async with scraper_that_reads_nothing(address):
         with trio.fail_after(30):
             await served.wait()
@@ -74,7 +75,7 @@ async def test_a_scraper_that_reads_nothing_is_not_waited_for(
 
 
 async def test_a_scraper_that_goes_away_is_no_problem(exporter, served, nursery, caplog):
-    address = await nursery.start(exporter.serve, 0)
+    address = await serve(nursery, exporter)
     async with scraper_that_reads_nothing(address):
         pass
     with trio.fail_after(30):

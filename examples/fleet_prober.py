@@ -39,27 +39,24 @@ async def run_prober(args: argparse.Namespace) -> int:
     prober = Prober(
         partial(probe, url_of), keeper, interval=args.interval, timeout=args.timeout
     )
-    prometheus = PrometheusExporter(
-        port=args.port + args.member, statistics_of=[keeper, prober]
-    )
-    name = f"prober {args.member}"
+    name, port = f"prober {args.member}", args.port + args.member
+    prometheus = PrometheusExporter(port=port, statistics_of=[keeper, prober])
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_outputs(prometheus.run) as exports,
-            open_keeper(keeper, exports) as results,  # exports until the block ends
+            open_keeper(keeper, exports) as results,  # it exports until the block ends
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(cancel_without_the_fleet, nursery.cancel_scope)
-            host, port = prometheus.address
             say(
                 f"{name} (pid {os.getpid()}) probes {len(share)} of {len(url_of)} targets; "
-                f"metrics at http://{host}:{port}/metrics"
+                f"metrics at http://127.0.0.1:{port}/metrics"
             )
             async with trio.open_nursery() as probing:
                 probing.start_soon(prober.run, results.clone())
                 await anext(signals)
                 probing.cancel_scope.cancel()
-            rest = args.export_interval + args.linger  # it exports at the next tick
+            rest = args.export_interval + args.linger  # the next tick has the last totals
             say(f"{name} has stopped probing; it ends in {rest:g} s")
             with trio.move_on_after(rest):
                 await anext(signals)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import nsmallest
 from typing import Any
 
@@ -20,12 +20,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trio_statskeeper import Distribution, EventMetrics
+from trio_statskeeper import Distribution, Endpoint, EventMetrics
 
 NUMBERS = {"success": 8, "p50 ms": 8, "p99 ms": 8, "updated": 10}  # column: width
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
+def add_lines_option(parser: argparse.ArgumentParser) -> None:
     """Add `--lines`, which is the default where no table can be shown."""
     # A "dumb" terminal can't move its cursor.
     supported = sys.stdout.isatty() and Console().is_interactive
@@ -33,17 +33,18 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lines", action="store_true", default=not supported, help=text)
 
 
-async def show_table(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-    """Show a row for each target, until `exports` ends; the table then stays there.
+async def show_table(
+    targets: Iterable[Endpoint], exports: trio.MemoryReceiveChannel[EventMetrics]
+) -> None:
+    """Show a row for each of the targets, until `exports` ends; the table then stays there.
 
     It is refreshed once a pass, as that holds up the loop for some milliseconds.
     """
-    rows: dict[str, Row] = {}
+    rows = {target.key: Row() for target in targets}
 
     def update(export: EventMetrics) -> None:
         target = export.labels["dst"]
-        # Moved to the end, so that rows are in the order of the arguments.
-        rows[target] = rows.pop(target, Row()).after(export)
+        rows[target] = rows[target].after(export)
 
     # Rich needs a thread to refresh by itself. Log lines appear above the table.
     live = Live(auto_refresh=False, redirect_stderr=sys.stderr.isatty())
@@ -78,13 +79,14 @@ class Row:
 
 
 def table(rows: Mapping[str, Row], console: Console) -> Table:
+    probed = [(target, row) for target, row in rows.items() if row.timestamp]
     table = Table("target", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, width in NUMBERS.items():
         table.add_column(name, justify="right", min_width=width, no_wrap=True)
     # Leave room for the ^C that terminals echo at the end of the last row.
     room = max(console.width - sum(NUMBERS.values()) - 2 * len(NUMBERS) - 2, 10)
     now = max(row.timestamp for row in rows.values())
-    shown = list(rows.items())
+    shown = probed
     if len(shown) >= console.height:  # then the worst, and a last line
         shown = nsmallest(console.height - 2, shown, key=lambda item: item[1].success)
     for target, row in shown:
@@ -96,8 +98,9 @@ def table(rows: Mapping[str, Row], console: Console) -> Table:
             f"{now - row.timestamp:.0f} s ago",
             style="bold red" if row.success == 0 else "yellow" if row.success < 1 else "",
         )
-    if len(shown) < len(rows):
-        table.add_row(f"… {len(rows) - len(shown)} more, none of them worse", style="dim")
+    if len(shown) < len(probed):
+        more = len(probed) - len(shown)
+        table.add_row(f"… {more} more, none of them worse", style="dim")
     return table
 
 

@@ -14,10 +14,10 @@ import argparse
 from contextlib import nullcontext
 from functools import partial
 
-import live_table
 import servers
 import shared
 import urls
+from live_table import add_lines_option, show_table
 
 from trio_statskeeper import Endpoint, Map, ProbeFailed, Prober, StatsKeeper, open_keeper
 
@@ -32,10 +32,10 @@ async def probe(url_of: dict[Endpoint, str], endpoint: Endpoint) -> dict[str, Ma
 
 
 async def main(args: argparse.Namespace) -> int:
-    show = None if args.lines or args.json else live_table.show_table
     server = nullcontext(args.targets) if args.targets else servers.http_server()
     async with server as given:
         url_of = urls.by_endpoint(given)
+        table = None if args.lines or args.json else partial(show_table, url_of)
         keeper = StatsKeeper(
             "http", "example", list(url_of), export_interval=args.export_interval
         )
@@ -43,7 +43,7 @@ async def main(args: argparse.Namespace) -> int:
             partial(probe, url_of), keeper, interval=args.interval, timeout=args.timeout
         )
         async with (
-            shared.open_outputs(args, [keeper, prober], show) as exports,
+            shared.open_outputs(args, [keeper, prober], table) as exports,
             open_keeper(keeper, exports) as results,
         ):
             await (prober.run_once if args.once else prober.run)(results)
@@ -52,5 +52,5 @@ async def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = shared.Parser(__doc__, "URL", urls.http_url)
-    live_table.add_argument(parser)
+    add_lines_option(parser)
     shared.run(main, parser.parse_args())

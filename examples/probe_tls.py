@@ -28,7 +28,8 @@ async def probe(context: ssl.SSLContext, endpoint: Endpoint) -> dict[str, Gauge]
     except ssl.SSLCertVerificationError as error:
         # A second handshake shows the certificate that was refused in the first.
         metrics = {"cert-expiry": Gauge(await seconds_until_expiry(endpoint, UNVERIFIED))}
-        raise ProbeFailed(type(error).__name__, metrics=metrics) from error
+        reason = error.verify_message.partition(",")[0].replace(" ", "-")
+        raise ProbeFailed(reason, metrics=metrics) from error
 
 
 async def main(args: argparse.Namespace) -> int:

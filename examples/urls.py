@@ -21,19 +21,35 @@ HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
 async def get_status(url: str) -> int:
     """Get the URL and, as far as MAX_BODY, its body; return the status.
 
-    A client of its own for each run, as clients share connections, their number and
-    cookies. The body is not decoded, whatever the server has encoded it with.
+    Each time by a new client, as a client's connections, their number and cookies would be
+    shared. The body is not decoded, whatever the server has encoded it with.
+
+    Raises:
+      OSError: if there is no connection, or it breaks.
+      httpx2.TransportError: if the server does not speak HTTP.
     """
-    async with (
-        httpx2.AsyncClient(verify=TLS, trust_env=False, timeout=None) as client,
-        client.stream("GET", url, headers=HEADERS) as response,
-    ):
-        # Cancelled, as a `break` would leave generators of the client's unfinished.
-        with trio.CancelScope() as reading:
-            async for _ in response.aiter_raw():
-                if response.num_bytes_downloaded >= MAX_BODY:
-                    reading.cancel()
+    try:
+        async with (
+            httpx2.AsyncClient(verify=TLS, trust_env=False, timeout=None) as client,
+            client.stream("GET", url, headers=HEADERS) as response,
+        ):
+            # Cancelled, as a `break` would leave generators of the client's unfinished.
+            with trio.CancelScope() as reading:
+                async for _ in response.aiter_raw():
+                    if response.num_bytes_downloaded >= MAX_BODY:
+                        reading.cancel()
+    except httpx2.TransportError as error:
+        origin = os_error_of(error) or error
+        raise origin from origin.__cause__
     return response.status_code
+
+
+def os_error_of(error: BaseException) -> OSError | None:
+    """Return the OSError from which the client raised its own error, which says less."""
+    origin: BaseException | None = error
+    while origin and not isinstance(origin, OSError):
+        origin = origin.__cause__ or origin.__context__
+    return origin
 
 
 def http_url(text: str) -> str:

@@ -38,10 +38,10 @@ async def get_status(url: str) -> int:
                 async for _ in response.aiter_raw():
                     if response.num_bytes_downloaded >= MAX_BODY:
                         reading.cancel()
+            return response.status_code
     except httpx2.TransportError as error:
         origin = os_error_of(error) or error
-        raise origin from origin.__cause__
-    return response.status_code
+    raise origin  # here, so that the two do not refer to each other
 
 
 def os_error_of(error: BaseException) -> OSError | None:

@@ -88,14 +88,7 @@ def fifo(tmp_path):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A mock clock. The loop does what threads would, for such a clock jumps past these."""
-
-    async def run_sync(function, **options):
-        await trio.lowlevel.checkpoint()
-        return function()
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+def clock():
     return MockClock(autojump_threshold=0)
 
 
@@ -783,6 +776,16 @@ async def test_the_loop_goes_on_while_the_disk_is_stuck(fifo):
         nursery.start_soon(write_lines, exports, fifo)
         nursery.start_soon(release)
         assert await trio.to_thread.run_sync(read) == (True, f"{LONG}\n")
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+async def test_a_mock_clock_does_not_jump_while_lines_are_written(path, clock, to_file):
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 1000)
+        await write_lines(channel_of(export(1), export(2)), path if to_file else None)
+        assert trio.current_time() == began
+        nursery.cancel_scope.cancel()
 
 
 # The end

@@ -133,7 +133,7 @@ def checked_endpoint(endpoint: Endpoint) -> Endpoint:
 def checked_labels(
     labels: Mapping[str, Label], reserved: Iterable[str]
 ) -> Mapping[str, Label]:
-    """Return a copy of `labels` with each template replaced by its function.
+    """Return a read-only copy of `labels`.
 
     Raises:
       TypeError: if a name is no string, or a value neither a string nor callable.
@@ -166,17 +166,29 @@ def _checked_label(name: str, value: Label) -> Label:
             f"the label {name!r} must be a string or a function of the endpoint, "
             f"got {quote(value)}"
         )
-    if value == "@target.name@":
-        return lambda endpoint: endpoint.name
-    if value == "@target.port@":
-        return lambda endpoint: "" if endpoint.port is None else str(endpoint.port)
-    if target_label := _TARGET_LABEL.fullmatch(value):
-        key = target_label[1]
-        return lambda endpoint: endpoint.labels.get(key, "")
-    if _TEMPLATE.search(value):
+    text = plain_str(value)
+    if _TEMPLATE.search(text) and isinstance(_compiled(text), str):
         raise ValueError(
-            f"unknown template {quote(value)} for the label {name!r}: it must be "
+            f"unknown template {quote(text)} for the label {name!r}: it must be "
             "@target.name@, @target.port@ or @target.label.KEY@, and nothing besides; "
             "for anything else give a function of the endpoint"
         )
-    return plain_str(value)
+    return text
+
+
+def compiled_labels(labels: Mapping[str, Label]) -> tuple[tuple[str, Label], ...]:
+    """Return pairs of names and values, with each template replaced by its function."""
+    return tuple((name, _compiled(label)) for name, label in labels.items())
+
+
+def _compiled(label: Label) -> Label:
+    if not isinstance(label, str):
+        return label
+    if label == "@target.name@":
+        return lambda endpoint: endpoint.name
+    if label == "@target.port@":
+        return lambda endpoint: "" if endpoint.port is None else str(endpoint.port)
+    if target_label := _TARGET_LABEL.fullmatch(label):
+        key = target_label[1]
+        return lambda endpoint: endpoint.labels.get(key, "")
+    return label

@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Context, Decimal
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, final
@@ -45,7 +46,14 @@ import attrs
 import trio
 
 from ._checks import is_callable, number, whole, zero_or_more
-from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
+from ._endpoint import (
+    Endpoint,
+    Label,
+    checked_labels,
+    compiled_labels,
+    endpoints_of,
+    targets_function,
+)
 from ._event_metrics import (
     EventMetrics,
     export_interval,
@@ -63,6 +71,12 @@ from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
 
 # The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
+
+# Seconds: they suit what takes from less than a millisecond up to a minute.
+_LATENCY_BOUNDS = (
+    *("0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1"),
+    *("0.25", "0.5", "1", "2.5", "5", "10", "30", "60"),
+)
 
 # Seconds of folding between two checkpoints. A loop that is stepped on for a millisecond
 # still probes precisely.
@@ -148,6 +162,13 @@ def _distributions(
     return MappingProxyType(checked)
 
 
+def _default_distributions(keeper: StatsKeeper) -> Mapping[str, tuple[float, ...]]:
+    # In decimals, for round bounds in other units, too; whatever the program's context is.
+    divide = Context(prec=28).divide
+    unit = Decimal(repr(keeper.latency_unit))
+    return {"latency": tuple(float(divide(Decimal(b), unit)) for b in _LATENCY_BOUNDS)}
+
+
 def _additional_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
     return checked_labels(labels, _RESERVED_LABELS)
 
@@ -218,7 +239,7 @@ class StatsKeeper:
     target, and every `export_interval` sends the totals of all listed targets, as they
     stand at that instant, to another:
 
-        keeper = StatsKeeper(ptype="http", name="homepage", targets=lambda: endpoints)
+        keeper = StatsKeeper(ptype="http", name="homepage", targets=endpoints)
         nursery.start_soon(keeper.run, results, exports)
 
     Raises:
@@ -233,10 +254,11 @@ class StatsKeeper:
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
     """The name of the probe: the label `probe`."""
 
-    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
-    """Returns the targets to export. Called when `run` starts, at each tick and for the
-    last pass. A target that left the list is exported again whenever it has counted
-    something since its last export, until it expires."""
+    targets: Callable[[], Iterable[Endpoint]] = attrs.field(converter=targets_function)
+    """Returns the targets to export. It may be given as a sequence of them. Called when
+    `run` starts, at each tick and for the last pass. A target that left the list is
+    exported again whenever it has counted something since its last export, until it
+    expires."""
 
     export_interval: float = attrs.field(
         default=10.0, kw_only=True, converter=export_interval
@@ -249,9 +271,13 @@ class StatsKeeper:
     where a `Prober` measures, for its latencies are in seconds."""
 
     distributions: Mapping[str, tuple[float, ...]] = attrs.field(
-        factory=dict[str, tuple[float, ...]], kw_only=True, converter=_distributions
+        default=attrs.Factory(_default_distributions, takes_self=True),
+        kw_only=True,
+        converter=_distributions,
     )
-    """Bounds by metric name: plain numbers of these metrics are a distribution's."""
+    """Bounds by metric name: plain numbers of these metrics are a distribution's. Bounds of
+    latencies are in units of `latency_unit`. By default, the metric `latency` has 16 bounds
+    from half a millisecond to a minute, whatever the unit. `{}`: latencies just add up."""
 
     additional_labels: Mapping[str, Label] = attrs.field(
         factory=dict[str, Label], kw_only=True, converter=_additional_labels
@@ -285,6 +311,14 @@ class StatsKeeper:
     """Returns the Unix time in seconds, for timestamps alone. These increase from pass to
     pass by at least a millisecond, also while the clock is behind."""
 
+    # Without templates.
+    _labels: tuple[tuple[str, Label], ...] = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: compiled_labels(self.additional_labels), takes_self=True
+        ),
+    )
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
     _totals: Totals = attrs.field(init=False, repr=False)
 
@@ -589,7 +623,7 @@ class StatsKeeper:
         if not totals:
             return None
         labels = {"ptype": self.ptype, "probe": self.name, "dst": endpoint.key}
-        for name, label in self.additional_labels.items():
+        for name, label in self._labels:
             value = label if isinstance(label, str) else label(endpoint)
             if not isinstance(value, str):
                 raise TypeError(

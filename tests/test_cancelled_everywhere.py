@@ -40,6 +40,8 @@ from trio_statskeeper import (
     _totals,
     fan_out,
     lines,
+    open_keeper,
+    open_outputs,
     prometheus,
 )
 from trio_statskeeper.lines import write_lines
@@ -467,6 +469,64 @@ def test_fan_out_closes_all_and_sends_nothing_old(how, monkeypatch):
     assert interrupt_everywhere(play, how) > 100
 
 
+# The whole chain
+
+
+GRACE = 1
+
+
+@attrs.define(eq=False)
+class Wired:
+    """A prober, a keeper and two outputs, one of which is stuck."""
+
+    prober: Prober = attrs.field(init=False)
+    keeper: StatsKeeper = attrs.field(init=False, factory=lambda: make_keeper("ab"))
+    received: dict[str, int] = attrs.field(init=False, factory=dict)
+    channels: list[Any] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        targets = [Endpoint("a"), Endpoint("b")]
+        self.prober = Prober(self.probe, lambda: targets, interval=0.6, timeout=0.5)
+
+    async def probe(self, endpoint: Endpoint) -> None:
+        await trio.sleep(0.1)
+
+    async def healthy(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        with exports:
+            async for each in exports:
+                self.received[each.labels["dst"]] = each.metrics["total"]
+                await trio.sleep(0.3)
+
+    async def stuck(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await trio.sleep_forever()
+
+    async def run(self) -> None:
+        async with open_outputs(self.healthy, self.stuck, grace=GRACE) as exports:
+            self.channels.append(exports)
+            async with open_keeper(self.keeper, exports, grace=GRACE) as results:
+                self.channels.append(results)
+                with trio.move_on_after(2.35):
+                    await self.prober.run(results)
+
+    async def play(self, interruption: Interruption) -> None:
+        raised = await interruption.watch(self.run)
+        assert type(raised) in (type(None), trio.Cancelled)
+        assert raised is None or interruption.struck
+        sent = self.prober.statistics().results_sent
+        assert self.keeper.statistics().results_accepted == sent
+        assert sum(self.received.values()) == sent
+        assert not any(map(is_open, self.channels))
+        assert trio.current_time() <= 2.35 + GRACE
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "crash"])
+def test_a_healthy_output_has_all_that_was_accepted_whatever_ends_the_block(how):
+    async def play(interruption: Interruption) -> None:
+        await Wired().play(interruption)
+
+    assert interrupt_everywhere(play, how) > 200
+
+
 # The outputs
 
 
@@ -585,7 +645,9 @@ class Serving:
 
     nursery: trio.Nursery
     interruption: Interruption
-    exporter: PrometheusExporter = attrs.field(init=False, factory=PrometheusExporter)
+    exporter: PrometheusExporter = attrs.field(
+        init=False, factory=partial(PrometheusExporter, 0)
+    )
     address: tuple[str, int] | None = attrs.field(init=False, default=None)
     began: trio.Event = attrs.field(init=False, factory=trio.Event)
     over: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -593,14 +655,12 @@ class Serving:
 
     async def run(self) -> BaseException | None:
         send, exports = channel(2)
-        with send:
-            await send.send(export("a", 1))
-            await send.send(EventMetrics(1, 0, {"dst": "b"}, {"text": LONG_TEXT}))
-        await self.exporter.run(exports)
+        await send.send(export("a", 1))
+        await send.send(EventMetrics(1, 0, {"dst": "b"}, {"text": LONG_TEXT}))
         for client in (self.ask_twice, self.say_half_a_sentence, self.listen_to_nothing):
             self.nursery.start_soon(self.until_closed, client)
-        serve = partial(self.exporter.serve, 0, task_status=self)
-        raised = await self.interruption.watch(serve)
+        run = partial(self.exporter.run, exports, task_status=self)
+        raised = await self.interruption.watch(run)
         self.began.set()
         self.over.set()
         return raised
@@ -680,14 +740,13 @@ def series(requests: list[dict[str, float]]) -> dict[str, list[float]]:
     return by_target
 
 
-@pytest.mark.parametrize("flush_timeout", [0, 20])
-def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flush_timeout):
+def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch):
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
     async def play(interruption: Interruption) -> None:
         collector = Remembering()
         monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
-        exporter = OTLPExporter(ENDPOINT, flush_timeout=flush_timeout)
+        exporter = OTLPExporter(ENDPOINT)
         send, exports = channel()
         sent: dict[str, int] = {}
         async with trio.open_nursery() as others:
@@ -695,7 +754,7 @@ def test_a_collector_gets_no_total_twice_and_none_that_is_older(monkeypatch, flu
             raised = await interruption.watch(exporter.run, exports)
             assert not is_open(exports)
         assert type(raised) in (type(None), trio.Cancelled)
-        if raised is None or flush_timeout:
+        if raised is None:
             newest = {
                 t: numbers[-1] for t, numbers in series(collector.acknowledged).items()
             }

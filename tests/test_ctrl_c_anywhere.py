@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,8 @@ from trio_statskeeper import (
     StatsKeeper,
     fan_out,
     lines,
+    open_keeper,
+    open_outputs,
 )
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
@@ -283,18 +286,48 @@ def posting(monkeypatch: pytest.MonkeyPatch) -> Outputting:
         return totals_at(collector)
 
     def never_lost(sent: Exports) -> Exports:
-        # One that is cancelled flushes. One in which Ctrl-C is raised does not.
-        ctrl_c = play.ctrl_c
-        cancelled = not ctrl_c.in_main_task and ctrl_c.at is not None and ctrl_c.at[-1]
-        return sent if cancelled else []
+        return []  # what waits when it is interrupted is lost
 
     collector = Collector()
     collector.script = [Answer(503), Answer(after=0.1)]
     monkeypatch.setattr(httpcore2, "AsyncConnectionPool", collector.connect)
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
-    exporter = OTLPExporter(ENDPOINT, statistics_of=[make_keeper("a")], flush_timeout=5)
+    exporter = OTLPExporter(ENDPOINT, statistics_of=[make_keeper("a")])
     play = Outputting(exporter.run, [totals], never_lost)
     return play
+
+
+@attrs.define(eq=False)
+class Wired:
+    """A keeper and two outputs around a block that ends by itself if it is not struck."""
+
+    keeper: StatsKeeper = attrs.field(init=False, factory=lambda: make_keeper("abc"))
+    sent: list[Result] = attrs.field(init=False, factory=list)
+    received: list[list[EventMetrics]] = attrs.field(init=False, factory=lambda: [[], []])
+    channels: list[Any] = attrs.field(init=False, factory=list)
+    block_ended_before: bool = attrs.field(init=False, default=False)
+    """Whether the block ended by itself: a later Ctrl-C ends all at once."""
+
+    async def block(self) -> None:
+        outputs = [partial(consume, received=received) for received in self.received]
+        items = [Result(target, {"total": 1}) for target in "abcab"]
+        async with open_outputs(*outputs) as exports:
+            self.channels.append(exports)
+            async with open_keeper(self.keeper, exports) as results:
+                self.channels.append(results)
+                await produce(results, items, self.sent, 0.4)
+                self.block_ended_before = True
+
+    async def run(self, ctrl_c: CtrlC) -> None:
+        await ctrl_c.watch(self.block)
+
+    def check(self) -> None:
+        assert not any(map(is_open, self.channels))
+        assert self.keeper.statistics().results_accepted == len(self.sent)
+        if not self.block_ended_before:
+            accepted = Counter(result.target for result in self.sent)
+            for received in self.received:
+                assert Counter(totals_of(received)) == accepted
 
 
 def open_sockets() -> int:
@@ -312,7 +345,9 @@ REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 class Serving:
     """A server that is asked twice over one connection."""
 
-    exporter: PrometheusExporter = attrs.field(init=False, factory=PrometheusExporter)
+    exporter: PrometheusExporter = attrs.field(
+        init=False, factory=partial(PrometheusExporter, 0)
+    )
     port: int | None = attrs.field(init=False, default=None)
     answers: int = attrs.field(init=False, default=0)
     sockets_before: int = attrs.field(init=False, factory=open_sockets)
@@ -320,16 +355,16 @@ class Serving:
     async def run(self, ctrl_c: CtrlC) -> None:
         began = trio.Event()
         send, exports = trio.open_memory_channel[EventMetrics](1)
-        with send:
-            send.send_nowait(export("a", 1))
-        await self.exporter.run(exports)
+        send.send_nowait(export("a", 1))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.ask_twice, began, nursery.cancel_scope)
+            nursery.start_soon(self.ask_twice, began, send)
             task_status = Started(self, began)
-            serve = partial(self.exporter.serve, 0, task_status=task_status)
-            await ctrl_c.watch(serve)
+            await ctrl_c.watch(partial(self.exporter.run, exports, task_status=task_status))
+            began.set()
 
-    async def ask_twice(self, began: trio.Event, scope: trio.CancelScope) -> None:
+    async def ask_twice(
+        self, began: trio.Event, exports: trio.MemorySendChannel[EventMetrics]
+    ) -> None:
         await began.wait()
         with suppress(OSError, trio.BrokenResourceError):
             async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
@@ -342,10 +377,10 @@ class Serving:
                             return
                         answer += chunk
                     self.answers += 1
-        if self.answers == 2:
-            scope.cancel()
+        exports.close()
 
     def check(self) -> None:
+        assert self.exporter.address is None
         assert open_sockets() == self.sockets_before
 
 
@@ -360,7 +395,7 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    "make", [Probing, Keeping, fanning_out, showing], ids=lambda make: make.__name__
+    "make", [Probing, Keeping, Wired, fanning_out, showing], ids=lambda make: make.__name__
 )
 def test_ctrl_c_ends_it_at_every_line(make):
     assert press_at_every_line(make) > 50

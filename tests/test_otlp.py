@@ -30,7 +30,7 @@ from helpers import channel_of, make_keeper, one, running
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair
 
 from trio_statskeeper import (
     EventMetrics,
@@ -1062,53 +1062,6 @@ async def test_cancelled_it_logs_how_many_targets_were_not_delivered(
     assert caplog.messages == [f"{URL}: the totals of 2 targets were not delivered"]
 
 
-async def test_cancelled_with_a_flush_timeout_it_sends_what_still_comes(
-    collector, autojump_clock, nursery
-):
-    collector.script = [Answer(503), Answer(503), Answer(after=1)]
-    run = Cancelled(nursery, flush_timeout=5)
-    await run.exports.send(export("a", 1))
-    await trio.sleep(2)
-    nursery.start_soon(run.cancel)
-    await wait_all_tasks_blocked()
-    await run.exports.send(export("b", 1))
-    run.exports.close()
-    await run.ended.wait()
-    assert collector.totals == [{"a": 1}, {"a": 1}, {"a": 1, "b": 1}]
-    assert run.ended_at == 3
-
-
-async def test_a_cancelled_keeper_gets_its_last_export_through(
-    collector, autojump_clock, nursery
-):
-    exporter = OTLPExporter(ENDPOINT, flush_timeout=5)
-    keeper = make_keeper(flush_timeout=5)
-    results, results_receive = trio.open_memory_channel(10)
-    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as both:
-            both.start_soon(keeper.run, results_receive, exports_send)
-            both.start_soon(exporter.run, exports)
-            results.send_nowait(one("a"))
-            await trio.sleep(1.5)
-            results.send_nowait(one("a"))
-            scope.cancel()
-    assert collector.totals[-1] == {"a": 2}
-
-
-@pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000)])
-async def test_a_flush_takes_no_longer_than_it_may(
-    trouble, collector, autojump_clock, nursery, caplog
-):
-    collector.script = [trouble]
-    run = Cancelled(nursery, flush_timeout=3)
-    await run.exports.send(export("a", 1))
-    await trio.sleep(1)
-    await run.cancel()
-    assert run.ended_at == 4
-    assert caplog.messages[-1] == f"{URL}: the totals of 1 targets were not delivered"
-
-
 async def test_it_may_run_again_with_a_new_channel(collector, autojump_clock):
     exporter = OTLPExporter(ENDPOINT)
     for total in (1, 2):
@@ -1254,7 +1207,6 @@ def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
         ),
         ({"timeout": 0}, ValueError, "timeout must be finite and above 0, got 0"),
         ({"timeout": None}, TypeError, "timeout must be a number, got None"),
-        ({"flush_timeout": -1}, ValueError, "flush_timeout must be finite and 0 or more"),
         ({"statistics_of": [1]}, TypeError, "statistics_of must be keepers and probers"),
     ],
 )

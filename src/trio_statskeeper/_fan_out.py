@@ -133,6 +133,7 @@ class FanOut:
         if self.exports.statistics().open_send_channels:
             self._receiving.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _report_start(  # noqa: ASYNC910  # waiting is a checkpoint
         self, feeds: Sequence[_Feed], started: Callable[[], None]
     ) -> None:
@@ -152,6 +153,7 @@ class FanOut:
         try:
             with exports:
                 await _call(output, exports, feed)
+            feed.started()  # if it has not said so
             feed.stop("returned")
         except BaseException as error:  # noqa: ASYNC103  # raised by whoever is told
             feed.close()
@@ -167,7 +169,6 @@ class FanOut:
                 raise
             self.fail(error)
         finally:
-            feed.started()
             feed.recall.close()
 
     @trio.lowlevel.enable_ki_protection

@@ -15,8 +15,7 @@ halves again, within limits. Targets that are refused alone, or are still among 
 the limit is reached, become suspects: from then on they travel in requests of their own,
 until they are accepted. The keepers' own statistics have requests of their own, too.
 
-When the exports end, there is a time limit for what still waits. When `run` is cancelled
-and has a `flush_timeout`, both tasks are started once more, under a shield.
+When the exports end, there is a time limit for what still waits.
 """
 
 from __future__ import annotations
@@ -143,7 +142,6 @@ class Delivery:
 
     @trio.lowlevel.enable_ki_protection
     async def _send(self) -> None:
-        self._retrying = False
         if self.statistics:
             self._statistics_due = trio.current_time() + _STATISTICS_INTERVAL
         async with self.client:

@@ -231,13 +231,13 @@ class _Background:
         try:
             with self._scope:
                 await run(self._started.set)
+            self._started.set()  # if it has not said so
         except BaseException as error:  # noqa: ASYNC103  # raised after the block
             if not self._scope.shield or is_cancellation(error):
                 raise
             self.fail(error)
         finally:
             self._ended.set()
-            self._started.set()
 
     def _note_of_block(self, error: BaseException) -> None:
         self._in_haste = _IN_HASTE in vars(error)

@@ -18,7 +18,7 @@ import httpcore2
 import httpx2
 import trio
 
-from ._checks import above_zero, zero_or_more
+from ._checks import above_zero
 from ._event_metrics import EventMetrics
 from ._otlp_delivery import Delivery
 from ._otlp_http import Client, proxy_for, quote_invalid, without_secrets
@@ -134,8 +134,8 @@ class OTLPExporter:
     """Send what keepers export to an OpenTelemetry collector, by OTLP over HTTP.
 
         exporter = OTLPExporter("http://localhost:4318", service_name="website-probes")
-        nursery.start_soon(keeper.run, results_receive, exports_send)
-        nursery.start_soon(exporter.run, exports_receive)
+        async with open_outputs(exporter.run) as exports:
+            ...
 
     Totals become cumulative monotonic sums, distributions histograms, gauges and strings
     gauges. While the collector is down, the newest totals of each target are kept. The
@@ -180,10 +180,6 @@ class OTLPExporter:
     timeout: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
     """Seconds that a request may take, and, when the exports have ended, the delivery of
     all that still waits."""
-
-    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
-    """Seconds that `run`, when cancelled, may go on until the exports have ended and are
-    sent. 0: it ends at once."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
@@ -234,13 +230,7 @@ class OTLPExporter:
         try:
             with exports:
                 task_status.started()
-                try:
-                    await run.until_the_end()
-                except trio.Cancelled:
-                    if self.flush_timeout > 0:
-                        with trio.move_on_after(self.flush_timeout, shield=True):
-                            await run.until_the_end()
-                    raise
+                await run.until_the_end()
         finally:
             self._progress.busy = False
             run.report_undelivered()

@@ -191,6 +191,6 @@ def run(
         error: Exception = group
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
-        print(error, file=sys.stderr)
+        print(getattr(error, "strerror", None) or error, file=sys.stderr)
         result = 1
     sys.exit(result)

@@ -30,8 +30,8 @@ scrape_configs:
       - targets: {}"""
 
 
-async def run_fleet(args: argparse.Namespace) -> int:
-    """Run all probers; return the exit status."""
+async def run_fleet(args: argparse.Namespace) -> int | str:
+    """Run all probers; return the exit status, as `sys.exit` takes it."""
     ports = range(args.port, args.port + args.probers)
     for port in ports:
         exit_unless_free(port)
@@ -44,9 +44,7 @@ async def run_fleet(args: argparse.Namespace) -> int:
             [sys.executable, sys.argv[0], f"--member={member}", *sys.argv[1:], *urls]
             for member in range(args.probers)
         )
-    if not ended_well:
-        say("not all probers have ended well")
-    return int(not ended_well)
+    return 0 if ended_well else "not all probers have ended well"
 
 
 def exit_unless_free(port: int) -> None:

@@ -165,9 +165,9 @@ class OneLine(logging.Formatter):
 
 
 def run(
-    main: Callable[[argparse.Namespace], Awaitable[int]], args: argparse.Namespace
+    main: Callable[[argparse.Namespace], Awaitable[int | str]], args: argparse.Namespace
 ) -> NoReturn:
-    """Run `main` and exit with the status that it returns.
+    """Run `main`, and exit with what it returns.
 
     Ctrl-C and SIGTERM interrupt it where it waits, and are a clean end. A reader of
     standard output that goes away (`| head`) and a port that is taken are not worth a
@@ -178,7 +178,7 @@ def run(
     logging.getLogger("trio_statskeeper").addHandler(log)
     # Trio knows how to interrupt a program safely on one signal, SIGINT.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    result: Any = 0
+    result: int | str = 0
     try:
         result = trio.run(main, args, restrict_keyboard_interrupt_to_checkpoints=True)
     except* KeyboardInterrupt:

@@ -137,28 +137,25 @@ def test_dns_gives_up_on_a_server_that_does_not_answer():
     assert_failed(exports[target].metrics, "timeout")
 
 
-def test_custom_result_probes_ports_and_the_disk():
-    exports = last_exports("custom_result.py", *PATIENT, targets=3)
-    disk = exports.pop("/")
-    assert disk.labels["ptype"] == "disk"
-    assert disk.metrics["total"] > 0
+def test_custom_result_measures_a_disk_and_the_load_of_the_host():
+    exports = last_exports("custom_result.py", targets=2)
+    assert exports.keys() == {"/", "localhost"}
+    disk, host = exports["/"], exports["localhost"]
+    assert (disk.labels["ptype"], host.labels["ptype"]) == ("disk", "host")
+    assert disk.metrics["success"] == disk.metrics["total"] > 0
     assert disk.metrics["free-bytes"] >= 0
-    assert {export.labels["ptype"] for export in exports.values()} == {"tcp"}
-    healthy, closed = sorted(exports.values(), key=lambda e: -e.metrics["success"])
-    assert healthy.metrics["total"] == healthy.metrics["success"] > 0
-    assert healthy.metrics["latency"].count == healthy.metrics["total"]
-    assert closed.metrics["total"] > 0
-    assert closed.metrics["success"] == 0
-    assert "latency" not in closed.metrics
+    assert host.metrics["total"] > 0
+    assert host.metrics["load"] >= 0
 
 
-def test_custom_result_probes_the_ports_that_it_is_given(tcp_port):
-    healthy, nameless = f"127.0.0.1:{tcp_port}", "no..name:80"
-    status, exports = probe_once("custom_result.py", healthy, nameless)
+def test_custom_result_measures_the_disks_that_it_is_given(tmp_path):
+    healthy, missing = str(tmp_path), str(tmp_path / "missing")
+    status, exports = probe_once("custom_result.py", healthy, missing)
     assert status == 1
-    assert exports.keys() == {"/", healthy, nameless}
+    assert exports.keys() == {healthy, missing, "localhost"}
     assert exports[healthy].metrics["success"] == 1
-    assert exports[nameless].metrics["success"] == 0
+    assert exports[missing].metrics["success"] == 0
+    assert exports[missing].metrics["error"] == Map("error", {"FileNotFoundError": 1})
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -172,7 +169,7 @@ def test_each_ends_after_the_time_that_is_set(program):
     assert status == 0
 
 
-@pytest.mark.parametrize("program", ["probe_tcp.py", "probe_tls.py", "custom_result.py"])
+@pytest.mark.parametrize("program", ["probe_tcp.py", "probe_tls.py"])
 @pytest.mark.parametrize(
     "text", ["example.com", "example.com:http", ":80", "[]:80", "a:65536"]
 )
@@ -199,5 +196,6 @@ def test_anything_but_a_name_at_a_server_is_refused(text, message):
 def test_help_describes_the_arguments_and_the_end(program):
     status, output, _ = run(program, "--help")
     assert status == 0
-    for text in ("NAME@SERVER" if "dns" in program else "HOST:PORT", "--for", "Ctrl-C"):
+    target = {"probe_dns.py": "NAME@SERVER", "custom_result.py": "PATH"}
+    for text in (target.get(program, "HOST:PORT"), "--for", "Ctrl-C"):
         assert text in output

@@ -61,6 +61,38 @@ async def two(nursery):
     return outputs
 
 
+async def test_it_has_started_when_all_outputs_have_that_can_tell(autojump_clock, nursery):
+    async def starts_late(exports, *, task_status):  # noqa: ASYNC114
+        await trio.sleep(2)
+        task_status.started("a value of no interest")
+        await trio.sleep_forever()
+
+    async def returns_without_a_word(exports, task_status):  # noqa: ASYNC114, ASYNC128
+        await trio.sleep(1)
+
+    async def tells_nothing(exports):
+        await trio.sleep(3)
+
+    tells_nothing.__signature__ = "unknown, as that of a compiled function"
+
+    send, exports = trio.open_memory_channel[EventMetrics](0)
+    with send:
+        await nursery.start(
+            fan_out, exports, starts_late, returns_without_a_word, tells_nothing
+        )
+    assert trio.current_time() == 2
+
+
+async def test_an_output_that_cannot_start_keeps_fan_out_from_starting(nursery):
+    async def cannot_start(exports, *, task_status):  # noqa: ASYNC114, ASYNC128
+        await trio.lowlevel.checkpoint()
+        raise OSError("no such file")
+
+    send, exports = trio.open_memory_channel[EventMetrics](0)
+    with send, pytest.raises(OSError, match="no such file"):
+        await nursery.start(fan_out, exports, cannot_start)
+
+
 async def test_every_output_gets_every_export_in_order(two):
     await two.listen(0, 1)
     await two.send(export("a", 1), export("b", 1), export("a", 2))

@@ -127,6 +127,14 @@ async def test_standard_output_is_flushed(monkeypatch):
     assert inner.getvalue().decode() == lines(1)
 
 
+@pytest.mark.parametrize("name", ["metrics.log", None])
+async def test_it_has_started_when_the_file_is_open(tmp_path, name, nursery):
+    path = name and tmp_path / name
+    _, receive = trio.open_memory_channel[EventMetrics](0)
+    await nursery.start(write_lines, receive, path)
+    assert path is None or path.exists()
+
+
 async def test_standard_output_is_what_it_is_at_each_write(monkeypatch):
     first, second = io.StringIO(), io.StringIO()
     send, receive = trio.open_memory_channel[EventMetrics](0)

@@ -896,6 +896,87 @@ async def test_a_port_that_is_taken_is_a_clear_error():
             await PrometheusExporter(port).run(channel_of())
 
 
+@pytest.fixture
+async def big_answer(nursery):
+    """A run whose exports can be closed, and a scraper that has read only a little."""
+    send, exports = trio.open_memory_channel(1)
+    await send.send(export(text="x" * 10_000_000))
+    exporter = PrometheusExporter(0)
+    ended = trio.Event()
+
+    async def run(task_status):  # noqa: ASYNC114, ASYNC128  # it hands it on
+        await exporter.run(exports, task_status=task_status)
+        ended.set()
+
+    address = await nursery.start(run)
+    assert address == exporter.address
+    async with await trio.open_tcp_stream(*address) as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.receive_some(1)
+        yield send, stream, ended
+    assert exporter.address is None
+
+
+async def test_an_answer_in_progress_is_finished_when_the_exports_end(
+    big_answer, monkeypatch
+):
+    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", 60)
+    exports, stream, ended = big_answer
+    exports.close()
+    await wait_all_tasks_blocked()
+    assert not ended.is_set()
+    received = bytearray()
+    async for chunk in stream:
+        received += chunk
+    assert received.endswith(b"\r\n0\r\n\r\n")
+    await ended.wait()
+
+
+async def test_an_answer_that_takes_long_is_cut_off_when_the_exports_have_ended(
+    big_answer, monkeypatch
+):
+    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", 0.01)
+    exports, _, ended = big_answer
+    exports.close()
+    with trio.fail_after(30):
+        await ended.wait()
+
+
+async def test_when_the_exports_end_no_more_connections_are_accepted(nursery):
+    send, exports = trio.open_memory_channel(0)
+    address = await nursery.start(PrometheusExporter(0).run, exports)
+    async with await trio.open_tcp_stream(*address) as idle:
+        send.close()
+        with suppress(trio.BrokenResourceError):
+            assert await idle.receive_some() == b""
+        with pytest.raises(OSError):
+            await trio.open_tcp_stream(*address)
+
+
+async def test_two_runs_at_once_on_one_port_are_refused_and_nothing_is_closed(nursery):
+    exporter = PrometheusExporter(0)
+    await serve(nursery, exporter)
+    send, exports = trio.open_memory_channel(0)
+    with pytest.raises(trio.BusyResourceError, match="already running; let keepers share"):
+        await exporter.run(exports)
+    with pytest.raises(trio.WouldBlock):  # as opposed to closed
+        exports.receive_nowait()
+    send.close()
+
+
+async def test_without_a_port_several_runs_go_on_at_once_and_none_has_an_address(nursery):
+    exporter = PrometheusExporter()
+    for dst in "ab":
+        send, exports = trio.open_memory_channel(0)
+        assert await nursery.start(exporter.run, exports) is None
+        await send.send(export(dst=dst))
+    await wait_all_tasks_blocked()
+    assert exporter.address is None
+    _, _, text = await scrape(exporter)
+    assert 'dst="a"' in text
+    assert 'dst="b"' in text
+
+
 @pytest.mark.parametrize("host", ["no such host", "a..b", "a" * 64])
 async def test_a_host_that_does_not_exist_is_a_clear_error(host):
     with pytest.raises(OSError, match=f"can't listen on {host}:9464: "):

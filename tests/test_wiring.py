@@ -378,7 +378,7 @@ async def test_a_keeper_that_runs_already_is_refused(autojump_clock):
 
 
 async def test_it_can_be_cancelled_while_outputs_start(autojump_clock):
-    async def starts_late(
+    async def starts_late(  # noqa: ASYNC114, ASYNC128
         exports: object, *, task_status: trio.TaskStatus[None]
     ) -> NoReturn:
         await trio.sleep(1)

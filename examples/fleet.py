@@ -19,7 +19,7 @@ import fleet_arguments
 import servers
 import shared
 from fleet_prober import run_prober
-from fleet_processes import keep_running, say
+from fleet_processes import keep_running
 
 HOST = "127.0.0.1"
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import trio
 
@@ -164,6 +164,11 @@ class OneLine(logging.Formatter):
         return f"{record.getMessage()}: {error!r}" if error else record.getMessage()
 
 
+def interrupt(*_: object) -> None:
+    """Do what Ctrl-C does; Trio takes care of no other signal."""
+    signal.raise_signal(signal.SIGINT)
+
+
 def run(
     main: Callable[[argparse.Namespace], Awaitable[int | str]], args: argparse.Namespace
 ) -> NoReturn:
@@ -176,8 +181,7 @@ def run(
     log = ToStandardError()
     log.setFormatter(OneLine())
     logging.getLogger("trio_statskeeper").addHandler(log)
-    # Trio knows how to interrupt a program safely on one signal, SIGINT.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, interrupt)
     result: int | str = 0
     try:
         result = trio.run(main, args, restrict_keyboard_interrupt_to_checkpoints=True)

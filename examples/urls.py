@@ -44,12 +44,11 @@ async def get_status(url: str) -> int:
     raise origin  # here, so that the two do not refer to each other
 
 
-def os_error_of(error: BaseException) -> OSError | None:
+def os_error_of(error: BaseException | None) -> OSError | None:
     """Return the OSError from which the client raised its own error, which says less."""
-    origin: BaseException | None = error
-    while origin and not isinstance(origin, OSError):
-        origin = origin.__cause__ or origin.__context__
-    return origin
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def http_url(text: str) -> str:

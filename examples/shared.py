@@ -156,14 +156,6 @@ class ToStandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-class OneLine(logging.Formatter):
-    """Omits tracebacks: the targets fail, not the program."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        error = record.exc_info and record.exc_info[1]
-        return f"{record.getMessage()}: {error!r}" if error else record.getMessage()
-
-
 def interrupt(*_: object) -> None:
     """Do what Ctrl-C does; Trio takes care of no other signal."""
     signal.raise_signal(signal.SIGINT)
@@ -178,9 +170,7 @@ def run(
     standard output that goes away (`| head`) and a port that is taken are not worth a
     traceback.
     """
-    log = ToStandardError()
-    log.setFormatter(OneLine())
-    logging.getLogger("trio_statskeeper").addHandler(log)
+    logging.getLogger("trio_statskeeper").addHandler(ToStandardError())
     signal.signal(signal.SIGTERM, interrupt)
     result: int | str = 0
     try:

@@ -93,7 +93,7 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
                 "5432": str(listener.getsockname()[1]),
                 "9464": str(metrics_port),
                 "interval=5": "interval=0.2",
-                "TARGETS, additional": "TARGETS, export_interval=0.5, additional",
+                "WEB + DATA,": "WEB + DATA, export_interval=0.5,",
             },
         )
         (tmp_path / "monitor.py").write_text(program)

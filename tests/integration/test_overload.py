@@ -169,7 +169,9 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
         ]
         keys = {endpoint.key for endpoint in endpoints}
         prober = Prober(probe, lambda: endpoints, interval=1, timeout=1, max_concurrent=500)
-        keeper = StatsKeeper("tcp", "overload", lambda: endpoints, export_interval=10)
+        keeper = StatsKeeper(
+            "tcp", "overload", endpoints, export_interval=10, distributions={}
+        )
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(results_send.send, Result(key, {"total": 1}))

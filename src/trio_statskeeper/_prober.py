@@ -368,11 +368,9 @@ class Prober:
                 now = trio.current_time()
                 if due > now or wakeups.is_step_over():
                     await wakeups.sleep_until(min(due, list_at, now + pulse))
-                    if schedule.clock.was_set():
-                        await schedule.follow_clock(listing.targets)
-                        continue
+                    await schedule.follow_clock(listing.targets)
                     now = trio.current_time()
-                if due <= now:
+                if schedule.next_due() <= now:
                     self._start_next(session, now)
             asked = trio.current_time()
             endpoints = endpoints_of(self.targets)

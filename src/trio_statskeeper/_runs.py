@@ -136,7 +136,6 @@ class Runs:
             if begin - started > MIN_STALL and self._is_missed(run, due, started):
                 return None  # noqa: ASYNC910  # see `_run`
             self.counts.runs_late += 1
-            begin = trio.current_time()
             deadline = begin + timeout
         if run.delisted:
             raise Delisted

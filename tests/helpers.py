@@ -16,7 +16,7 @@ from trio_statskeeper.prometheus import PrometheusExporter
 
 @attrs.frozen
 class Result:
-    """A probe result with the given metrics."""
+    """A probe result of a class that is not the library's, and checks nothing."""
 
     target: str
     values: Mapping[str, Value]

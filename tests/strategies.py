@@ -6,7 +6,7 @@ import sys
 
 from hypothesis import strategies as st
 
-from trio_statskeeper import Distribution, Gauge, Map
+from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 
 LARGEST = sys.float_info.max
 LARGEST_WHOLE = int(LARGEST)
@@ -45,6 +45,20 @@ def distributions(draw, bounds=bounds):
 def values(texts=texts):
     """Return a strategy of everything that a metric can be."""
     return counts | texts | gauges | maps | distributions()
+
+
+def exports(strings=texts):
+    """Return a strategy of exports whose strings are of that strategy."""
+    return st.builds(
+        EventMetrics,
+        # Up to eighteen digits: far beyond any Unix time.
+        st.floats(-1e17, 1e17),
+        start_timestamp=finite,
+        labels=st.dictionaries(texts, texts, max_size=4),
+        metrics=st.dictionaries(texts, values(strings), max_size=4),
+        latency_unit=st.floats(1e-9, 1),
+        export_interval=st.floats(0.001, 1000),
+    )
 
 
 @st.composite

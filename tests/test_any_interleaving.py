@@ -325,6 +325,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.results, results = trio.open_memory_channel[ProbeResult](buffer)
         exports, self.exports = trio.open_memory_channel[EventMetrics](exports_buffer)
         self.scope = trio.CancelScope()
+        # What was left in the last run's channel is never received.
+        self.exports_lost |= len(self.model.buffer) > 0
         self.model.begin(exports_buffer)
         self.trio.nursery.start_soon(self.run, results, exports, self.scope)
         if cancel_after is not None and self.model.run is not None:

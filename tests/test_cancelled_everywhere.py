@@ -33,11 +33,13 @@ from trio_statskeeper import (
     Value,
     _fan_out,
     _keeper,
+    _listing,
     _newest,
     _otlp_delivery,
-    _prober,
+    _runs,
     _sending,
     _totals,
+    _wakeups,
     fan_out,
     lines,
     open_keeper,
@@ -67,8 +69,9 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_newest, "_STEP", 1)
     monkeypatch.setattr(lines, "_STEP", 0)
     monkeypatch.setattr(lines, "_AT_ONCE", 2)
-    monkeypatch.setattr(_prober, "_STARTING_STEP", 1)
-    monkeypatch.setattr(_prober, "_STEP_TIME", 0)
+    monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
+    monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
+    monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
     monkeypatch.setattr(_totals, "_EXPIRY_STEP", 1)
     monkeypatch.setattr(_totals, "_STEP", 1)
     monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
@@ -124,6 +127,7 @@ ENDINGS = {
     "flushed": {trio.Cancelled},
     "end of input": {trio.Cancelled, type(None)},
     "consumer gone": {trio.Cancelled, trio.BrokenResourceError},
+    "once": {trio.Cancelled, type(None)},
 }
 
 
@@ -335,7 +339,12 @@ class Probing:
 
     def __attrs_post_init__(self) -> None:
         self.prober = Prober(
-            self.probe, self.targets, interval=1, timeout=0.4, max_concurrent=2
+            self.probe,
+            self.targets,
+            interval=1,
+            timeout=0.4,
+            max_concurrent=2,
+            clock=trio.current_time,
         )
 
     def targets(self) -> list[Endpoint]:
@@ -366,7 +375,8 @@ class Probing:
         async with trio.open_nursery() as others:
             others.start_soon(self.consume, results)
             others.start_soon(self.end, interruption)
-            raised = await interruption.watch(self.prober.run, results_send)
+            run = self.prober.run_once if self.ending == "once" else self.prober.run
+            raised = await interruption.watch(run, results_send)
             assert not is_open(results_send)
             assert self.prober.statistics().running == 0
         assert type(raised) in ENDINGS[self.ending]
@@ -377,8 +387,7 @@ class Probing:
         self.listed = ["ab"]
         sent_before = self.prober.statistics().results_sent
         results_send, results = channel(math.inf)
-        with trio.move_on_after(0.999):
-            await self.prober.run(results_send)
+        await self.prober.run_once(results_send)
         received = [(each.target, each.metrics()["success"]) async for each in results]
         assert sorted(received) == [("a", 1), ("b", 1)]
         assert self.prober.statistics().results_sent == sent_before + 2
@@ -387,7 +396,13 @@ class Probing:
 
 @pytest.mark.parametrize(
     ("ending", "how"),
-    [("cancelled", "cancel"), ("cancelled", "crash"), ("consumer gone", "cancel")],
+    [
+        ("cancelled", "cancel"),
+        ("cancelled", "crash"),
+        ("consumer gone", "cancel"),
+        ("once", "cancel"),
+        ("once", "crash"),
+    ],
 )
 def test_a_prober_counts_what_it_sent_and_leaves_no_probe_behind(ending, how):
     async def play(interruption: Interruption) -> None:

@@ -87,9 +87,12 @@ class Probing:
     listed: list[str] = attrs.field(init=False, factory=lambda: ["abd", "bcd", "b"])
     received: list[ProbeResult] = attrs.field(init=False, factory=list)
     results: trio.MemorySendChannel[ProbeResult] = attrs.field(init=False)
+    once: bool = False
 
     def __attrs_post_init__(self) -> None:
-        self.prober = Prober(self.probe, self.targets, interval=1, timeout=0.6)
+        self.prober = Prober(
+            self.probe, self.targets, interval=1, timeout=0.6, clock=trio.current_time
+        )
 
     def targets(self) -> list[Endpoint]:
         listed = self.listed.pop(0) if len(self.listed) > 1 else self.listed[0]
@@ -107,13 +110,18 @@ class Probing:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(consume, results_receive, self.received)
             with trio.move_on_after(2.7):
-                await ctrl_c.watch(self.prober.run, self.results)
+                run = self.prober.run_once if self.once else self.prober.run
+                await ctrl_c.watch(run, self.results)
 
     def check(self) -> None:
         statistics = self.prober.statistics()
         assert statistics.results_sent == len(self.received)
         assert statistics.running == statistics.runs_stuck == statistics.targets == 0
         assert not is_open(self.results)
+
+
+def probing_once() -> Probing:
+    return Probing(once=True)
 
 
 @attrs.define(eq=False)
@@ -395,7 +403,9 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    "make", [Probing, Keeping, Wired, fanning_out, showing], ids=lambda make: make.__name__
+    "make",
+    [Probing, probing_once, Keeping, Wired, fanning_out, showing],
+    ids=lambda make: make.__name__,
 )
 def test_ctrl_c_ends_it_at_every_line(make):
     assert press_at_every_line(make) > 50

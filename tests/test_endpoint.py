@@ -10,6 +10,7 @@ import pytest
 from attrs.exceptions import FrozenInstanceError
 
 from trio_statskeeper import Endpoint, StatsKeeper
+from trio_statskeeper._endpoint import compiled_labels, targets_function
 
 
 class Host(StrEnum):
@@ -174,25 +175,32 @@ def test_endpoints_of_one_key_may_differ():
         ("@target.label.rack@", ""),
     ],
 )
-def test_a_template_becomes_a_function_of_the_target(template, value):
+def test_a_template_stands_for_a_function_of_the_target(template, value):
     endpoint = Endpoint("a", 80, {"zone": "b", "a.b c": "d"})
-    assert additional_labels({"x": template})["x"](endpoint) == value
+    [(name, label)] = compiled_labels(additional_labels({"x": template}))
+    assert (name, label(endpoint)) == ("x", value)
+
+
+def test_a_template_stays_what_it_was_given_as():
+    given = {"env": "prod", "zone": "@target.label.zone@", "port": "@target.port@"}
+    assert additional_labels(given) == given
 
 
 @pytest.mark.parametrize(("port", "value"), [(None, ""), (0, "0")])
 def test_a_missing_port_is_an_empty_string(port, value):
-    assert additional_labels({"x": "@target.port@"})["x"](Endpoint("a", port)) == value
+    [(_, label)] = compiled_labels({"x": "@target.port@"})
+    assert label(Endpoint("a", port)) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "prod", "@prod@", "@target.name", "target.name@", "@"]
 )
 def test_what_is_no_template_is_a_text(text):
-    assert additional_labels({"x": text}) == {"x": text}
+    assert compiled_labels(additional_labels({"x": text})) == (("x", text),)
 
 
 def test_a_label_may_be_any_function():
-    assert additional_labels({"x": repr}) == {"x": repr}
+    assert compiled_labels(additional_labels({"x": repr})) == (("x", repr),)
 
 
 @pytest.mark.parametrize(
@@ -300,3 +308,31 @@ def test_an_additional_label_keeps_no_subclass_of_its_text():
 
 def test_endpoints_without_labels_share_what_they_have_for_them():
     assert Endpoint("a").labels is Endpoint("b", labels={}).labels
+
+
+# What keepers and probers take for targets
+
+
+def test_a_function_of_targets_is_taken_as_it_is():
+    def targets() -> list[Endpoint]:
+        return [Endpoint("a")]
+
+    assert targets_function(targets) is targets
+
+
+def test_a_sequence_of_targets_is_copied():
+    listed = [Endpoint("a"), Endpoint("b")]
+    targets = targets_function(listed)
+    listed.clear()
+    assert list(targets()) == [Endpoint("a"), Endpoint("b")]
+
+
+@pytest.mark.parametrize("targets", ["a", Endpoint("a"), None, {Endpoint("a")}])
+def test_what_is_neither_a_function_nor_a_sequence_of_targets_is_refused(targets):
+    with pytest.raises(TypeError, match="targets must be a sequence of Endpoints, or"):
+        targets_function(targets)
+
+
+def test_an_item_that_is_not_an_endpoint_is_refused_and_quoted():
+    with pytest.raises(TypeError, match="targets must be Endpoints, got 'b'"):
+        targets_function([Endpoint("a"), "b"])

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from decimal import Decimal
 
 import attrs
 import pytest
 from attrs.exceptions import FrozenInstanceError
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import damaged, texts, values
+from strategies import damaged, exports, texts
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 
 LINE = "1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44,204:8"
 LABELS = {"ptype": "http", "probe": "homepage"}
 METRICS = {"sent": 62, "resp-code": Map("code", {"200": 44, "204": 8})}
-
-
-def exports(strings=texts):
-    return st.builds(
-        EventMetrics,
-        # Up to eighteen digits: far beyond any Unix time.
-        st.floats(-1e17, 1e17),
-        start_timestamp=st.floats(allow_nan=False),
-        labels=st.dictionaries(texts, texts, max_size=4),
-        metrics=st.dictionaries(texts, values(strings), max_size=4),
-        latency_unit=st.floats(1e-9, 1),
-        export_interval=st.floats(0.001, 1000),
-    )
 
 
 def read_back(export):
@@ -103,6 +91,91 @@ def test_equal_ones_hash_alike():
 def test_it_differs_by_each_field(change):
     export = EventMetrics(2, 1, LABELS, METRICS)
     assert export != attrs.evolve(export, **change)
+
+
+# What it refuses
+
+
+VALID = {
+    "timestamp": 2,
+    "start_timestamp": 1,
+    "labels": LABELS,
+    "metrics": METRICS,
+    "latency_unit": 1,
+    "export_interval": 10,
+}
+NOT_A_VALUE = "expected a number, string, Gauge, Map or Distribution"
+TIMES = ["timestamp", "start_timestamp", "latency_unit", "export_interval"]
+
+
+@pytest.mark.parametrize("field", TIMES)
+@pytest.mark.parametrize("value", [None, "5", [5], True, Decimal(5)])
+def test_what_is_not_a_number_is_refused_by_its_name(field, value):
+    with pytest.raises(TypeError) as caught:
+        EventMetrics(**VALID | {field: value})
+    assert str(caught.value) == f"{field} must be a number, got {value!r}"
+
+
+@pytest.mark.parametrize("field", TIMES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_time_that_is_not_finite_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must be finite, got "):
+        EventMetrics(**VALID | {field: value})
+
+
+@pytest.mark.parametrize("field", ["latency_unit", "export_interval"])
+@pytest.mark.parametrize("value", [0, -1, -0.0])
+def test_a_unit_and_an_interval_are_above_zero(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must be above 0, got {value}"):
+        EventMetrics(**VALID | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "labels must be a mapping, got None"),
+        ({"labels": [("dst", "a")]}, "labels must be a mapping, got [('dst', 'a')]"),
+        ({"labels": {5: "a"}}, "label 5: expected a string, got 5"),
+        ({"labels": {"dst": None}}, "label 'dst': expected a string, got None"),
+        ({"metrics": ["total"]}, "metrics must be a mapping, got ['total']"),
+        ({"metrics": {5: 1}}, "metric 5: expected a string, got 5"),
+        ({"metrics": {"total": None}}, f"metric 'total': {NOT_A_VALUE}, got None"),
+        ({"metrics": {"total": [1]}}, f"metric 'total': {NOT_A_VALUE}, got [1]"),
+    ],
+)
+def test_labels_are_strings_and_metrics_are_values(change, message):
+    with pytest.raises(TypeError) as caught:
+        EventMetrics(**VALID | change)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, 10**400])
+def test_a_metric_that_no_output_can_hold_is_refused(value):
+    with pytest.raises(ValueError, match="metric 'total': a number can't be NaN"):
+        EventMetrics(**VALID | {"metrics": {"total": value}})
+
+
+class Text(str):
+    __slots__ = ()
+
+    def __repr__(self):
+        return "a text"
+
+
+class Number(float):
+    def __repr__(self):
+        return "a number"
+
+
+def test_numbers_and_strings_of_subclasses_become_plain_ones():
+    number, text = Number(5), Text("a")
+    export = EventMetrics(
+        number, number, {text: text}, {text: number, "b": text, "c": True}, number, number
+    )
+    assert repr(export) == repr(
+        EventMetrics(5, 5, {"a": "a"}, {"a": 5.0, "b": "a", "c": 1}, 5, 5)
+    )
+    assert str(export) == '5 labels=a=a a=5.0 b="a" c=1'
 
 
 # Writing

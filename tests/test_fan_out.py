@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from functools import partial
 
 import pytest
@@ -159,7 +160,7 @@ async def test_what_a_stuck_output_holds_is_bounded_while_targets_come_and_go(
 
 
 async def test_a_target_that_seldom_comes_keeps_no_other_that_is_gone(two, autojump_clock):
-    await two.send(export("seldom", 1, interval=math.inf))
+    await two.send(export("seldom", 1, interval=sys.float_info.max))
     for number in range(1000):
         await two.send(export(f"target {number}", 1, interval=1))
         await trio.sleep(1)
@@ -204,12 +205,6 @@ async def test_when_no_more_targets_come_none_is_dropped(two, autojump_clock):
     await trio.sleep(1000)
     await two.listen(0)
     assert two.received[0] == [("a", 1)]
-
-
-async def test_an_interval_of_no_length_drops_no_export_that_just_came(two):
-    await two.send(export("a", 1, interval=0), export("b", 1, interval=-1))
-    await two.listen(0)
-    assert ("b", 1) in two.received[0]
 
 
 @pytest.fixture

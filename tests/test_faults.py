@@ -565,7 +565,7 @@ async def test_what_targets_raises_leaves_a_prober_as_it_is(
 ):
     error = make_error()
     targets = Breaking(lambda: [A, B], nth, raising(error))
-    prober = Prober(well, targets, interval=1, timeout=0.5)
+    prober = Prober(well, targets, interval=1, timeout=0.5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     assert is_same(await raised_by(prober, send), error)
     assert trio.current_time() == at
@@ -580,7 +580,7 @@ async def test_targets_that_a_prober_cannot_take_leave_it_as_an_error(
 ):
     fault, error, message = rubbish
     targets = Breaking(lambda: [A, B], nth, fault)
-    prober = Prober(well, targets, interval=1, timeout=0.5)
+    prober = Prober(well, targets, interval=1, timeout=0.5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     raised = await raised_by(prober, send)
     assert type(raised) is error
@@ -592,7 +592,7 @@ async def test_targets_that_a_prober_cannot_take_leave_it_as_an_error(
 async def test_targets_that_fail_cancel_the_probes_that_run(autojump_clock):
     probe = ScriptedProbe([Hang()])
     targets = Breaking(lambda: [A, B], 2, raising(LookupError()))
-    prober = Prober(probe, targets, interval=1, timeout=5)
+    prober = Prober(probe, targets, interval=1, timeout=5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     assert type(await raised_by(prober, send)) is LookupError
     assert trio.current_time() == 1
@@ -625,7 +625,7 @@ async def test_what_is_no_exception_leaves_a_probe_and_the_prober_bare(
         if calls == 4:
             raise error
 
-    prober = Prober(probe, lambda: [A, B], interval=1, timeout=0.5)
+    prober = Prober(probe, lambda: [A, B], interval=1, timeout=0.5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     assert await raised_by(prober, send) is bare
     assert results.statistics().current_buffer_used == 3
@@ -651,7 +651,7 @@ async def test_an_exception_that_trio_or_python_uses_is_a_failure_like_any_other
         await trio.lowlevel.checkpoint()
         raise make_error
 
-    prober = Prober(probe, lambda: [A], interval=1, timeout=0.5)
+    prober = Prober(probe, lambda: [A], interval=1, timeout=0.5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     assert await raised_by(prober, send, within=2.99) is None
     # Python lets no StopIteration leave a coroutine.
@@ -669,7 +669,7 @@ async def test_a_probe_that_swallows_the_end_of_the_prober_does_not_prevent_it(
             await trio.sleep_forever()
         return {"size": 5}
 
-    prober = Prober(probe, lambda: [A, B], interval=1, timeout=5)
+    prober = Prober(probe, lambda: [A, B], interval=1, timeout=5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     with trio.move_on_after(1.5), pytest.raises(trio.Cancelled):
         await prober.run(send)
@@ -695,7 +695,7 @@ async def test_a_run_that_returns_what_cannot_be_added_up_is_rejected_and_no_oth
         await trio.lowlevel.checkpoint()
         return {"size": rubbish if endpoint == B else 5}
 
-    prober = Prober(probe, lambda: [A, B], interval=1, timeout=0.5)
+    prober = Prober(probe, lambda: [A, B], interval=1, timeout=0.5, clock=trio.current_time)
     run = Run(make_keeper("ab"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.keep)

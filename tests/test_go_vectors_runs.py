@@ -30,6 +30,7 @@ async def test_a_run_exports_what_the_original_exported(autojump_clock, run):
     listed: list[Endpoint] = []
     keeper = make_keeper(
         lambda: listed,
+        distributions={},
         additional_labels={
             label["key"]: label["value"] for label in run["additional_labels"]
         },

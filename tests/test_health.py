@@ -17,9 +17,16 @@ import attrs
 import pytest
 import trio
 
-from trio_statskeeper import Endpoint, Map, Prober, ProbeResult
+from trio_statskeeper import (
+    Endpoint,
+    Inconclusive,
+    Map,
+    ProbeFailed,
+    Prober,
+    ProbeResult,
+)
 from trio_statskeeper._health import _MAX_KEYS, _MAX_LINES, _WINDOW
-from trio_statskeeper._prober import _MAX_DELISTED
+from trio_statskeeper._listing import _MAX_DELISTED
 from trio_statskeeper.testing import Fail, ScriptedProbe, Succeed
 
 
@@ -34,7 +41,7 @@ async def probed(
     prober = Prober(
         probe,
         lambda: [Endpoint(key) for key in listed()],
-        **({"interval": 1, "timeout": 0.5} | options),
+        **({"interval": 1, "timeout": 0.5, "clock": trio.current_time} | options),
     )
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     with trio.move_on_after(seconds):
@@ -94,12 +101,100 @@ UNREACHABLE = OSError(errno.ENETUNREACH, "unreachable")
         (ExceptionGroup("outer", [hidden(UNREACHABLE)]), "OSError-ENETUNREACH"),
         (hidden(ValueError()), "OSError"),
         (hiding_itself(), "OSError"),
+        (ProbeFailed("status-503"), "status-503"),
+        (ProbeFailed("no such page, 4 KB"), "no_such_page__4_KB"),
+        (ProbeFailed("x" * 10_000), "x" * 100),
+        (ExceptionGroup("outer", [ProbeFailed("first"), OSError("second")]), "first"),
+        (Inconclusive("no route from here"), "no_route_from_here"),
+        (ExceptionGroup("outer", [ExceptionGroup("inner", [Inconclusive("x")])]), "x"),
         (type("Bad\nname " + "x" * 10_000, (Exception,), {})(), "Bad_name_" + "x" * 91),
     ],
 )
 async def test_the_key_of_an_error_says_what_went_wrong(autojump_clock, error, key):
     (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
     assert metrics["error"] == Map("error", {key: 1})
+
+
+COUNTS = ("total", "success", "failure", "timeouts", "inconclusive")
+
+
+def caused_by(cause: BaseException, error: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def an_oserror(number: int) -> OSError:
+    return OSError(number, "short of something")
+
+
+SHORT_OF_FILES = an_oserror(errno.EMFILE)
+
+
+@pytest.mark.parametrize(
+    ("error", "key"),
+    [
+        (Inconclusive("no-route"), "no-route"),
+        (ExceptionGroup("", [Inconclusive("no-route"), OSError()]), "no-route"),
+        (caused_by(SHORT_OF_FILES, Inconclusive("no-route")), "no-route"),
+        (SHORT_OF_FILES, "OSError-EMFILE"),
+        (an_oserror(errno.ENFILE), "OSError-ENFILE"),
+        (an_oserror(errno.ENOBUFS), "OSError-ENOBUFS"),
+        (an_oserror(errno.ENOMEM), "OSError-ENOMEM"),
+        (hidden(REFUSED, SHORT_OF_FILES), "OSError-EMFILE"),
+        (hidden(hidden(an_oserror(errno.ENOBUFS), UNREACHABLE)), "OSError-ENOBUFS"),
+        (ExceptionGroup("", [hidden(SHORT_OF_FILES)]), "OSError-EMFILE"),
+        (caused_by(hidden(SHORT_OF_FILES), ValueError()), "OSError-EMFILE"),
+        (caused_by(SHORT_OF_FILES, ProbeFailed("connect")), "OSError-EMFILE"),
+    ],
+)
+async def test_what_this_machine_is_to_blame_for_is_inconclusive(
+    autojump_clock, error, key
+):
+    (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
+    assert [metrics[count] for count in COUNTS] == [0, 0, 0, 0, 1]
+    assert metrics["error"] == Map("error", {key: 1})
+    assert "latency" not in metrics
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProbeFailed("full"),
+        UNREACHABLE,
+        socket.gaierror(errno.ENOMEM, "something else by the same number"),
+        ExceptionGroup("", [ProbeFailed("first"), Inconclusive("second")]),
+    ],
+)
+async def test_what_the_target_may_be_to_blame_for_is_a_failure(autojump_clock, error):
+    (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
+    assert [metrics[count] for count in COUNTS] == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [ProbeFailed, Inconclusive])
+async def test_the_metrics_that_a_probe_raises_are_those_of_its_run(autojump_clock, kind):
+    codes = Map("code", {"503": 1})
+    error = kind("status-503", metrics={"resp-code": codes})
+    (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
+    assert metrics["resp-code"] == codes
+
+
+@pytest.mark.parametrize("kind", [ProbeFailed, Inconclusive])
+@pytest.mark.parametrize(
+    ("attributes", "error"),
+    [
+        ({"metrics": {"total": 1}}, ValueError),
+        ({"metrics": 7}, TypeError),
+        ({"reason": 7}, TypeError),
+        ({"__init__": lambda *_: None}, AttributeError),
+    ],
+)
+async def test_a_subclass_that_breaks_what_it_inherits_is_a_failure(
+    autojump_clock, kind, attributes, error
+):
+    broken = type("Broken", (kind,), attributes)("x")
+    (metrics,) = await probed(raising(iter([broken])), 0.99)
+    assert metrics["error"] == Map("error", {error.__name__: 1})
+    assert [metrics[count] for count in COUNTS] == [1, 0, 1, 0, 0]
 
 
 async def test_a_target_has_a_limited_number_of_keys_and_no_run_is_lost(
@@ -139,6 +234,35 @@ async def test_a_line_is_logged_when_a_target_begins_to_fail_and_when_it_recover
         "INFO a: recovered after 1 failure",
     ]
     assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_reason_is_logged_without_metrics_and_once(autojump_clock, caplog):
+    errors = (ProbeFailed("status 503", metrics={"size": i}) for i in itertools.count())
+    await probed(raising(errors), 3.99)
+    assert lines(caplog) == ["WARNING a: probe failed: status 503"]
+
+
+async def test_inconclusive_runs_are_logged_like_failures_and_so_is_their_end(
+    autojump_clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    ours = Inconclusive("no route")
+    script = [ours, ours, None, SHORT_OF_FILES, OSError("x"), ours, None, None]
+    await probed(raising(iter(script)), 7.99)
+    assert lines(caplog) == [
+        "WARNING a: probe inconclusive: no route",
+        "INFO a: recovered after 2 inconclusive runs",
+        f"WARNING a: probe inconclusive: {SHORT_OF_FILES!r}",
+        "WARNING a: probe failed: OSError('x')",
+        "WARNING a: probe inconclusive: no route",
+        "INFO a: recovered after 1 failure and 2 inconclusive runs",
+    ]
+
+
+async def test_many_inconclusive_targets_are_logged_with_few_lines(autojump_clock, caplog):
+    keys = [f"target {i}" for i in range(200)]
+    await probed(ScriptedProbe([Fail(SHORT_OF_FILES)]), _WINDOW + 0.01, keys, interval=5)
+    assert len(caplog.records) == _MAX_LINES + 1
 
 
 async def test_timeouts_are_logged_like_other_failures(autojump_clock, caplog):
@@ -186,11 +310,12 @@ async def test_the_health_of_few_delisted_targets_is_remembered(autojump_clock):
         lambda: [Endpoint(f"{next(numbers)}") for _ in range(500)],
         interval=1,
         timeout=0.5,
+        clock=trio.current_time,
     )
     send, _results = trio.open_memory_channel[ProbeResult](math.inf)
     with trio.move_on_after(3.99):
         await prober.run(send)
-    assert len(prober._progress.delisted) == _MAX_DELISTED
+    assert len(prober._state.past._health) == _MAX_DELISTED
 
 
 async def test_many_targets_that_fail_at_once_are_logged_with_few_lines(

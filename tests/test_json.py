@@ -10,7 +10,16 @@ import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import counts, damaged, distributions, gauges, texts
+from strategies import (
+    LARGEST,
+    LARGEST_WHOLE,
+    counts,
+    damaged,
+    distributions,
+    finite,
+    gauges,
+    texts,
+)
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 from trio_statskeeper.lines import from_json, to_json
@@ -48,7 +57,6 @@ def test_json_tells_all_by_name():
         (True, "1"),
         (2.0, "2.0"),
         (10**300, str(10**300)),
-        (10**400, str(10**400)),
         (math.inf, '{"number":"+Inf"}'),
         (-math.inf, '{"number":"-Inf"}'),
         (Gauge(math.inf), '{"gauge":"+Inf"}'),
@@ -63,42 +71,27 @@ def test_metrics_of_each_kind_are_written(value, text):
     assert from_json(line).metrics == {"x": value}
 
 
-@pytest.mark.parametrize(
-    "field", ["timestamp", "start_timestamp", "latency_unit", "export_interval"]
-)
-def test_json_has_infinity_but_not_nan(field):
-    infinite = attrs.evolve(FULL, **{field: -math.inf})
-    assert from_json(to_json(infinite)) == infinite
-    with pytest.raises(ValueError, match="NaN can't be written as JSON"):
-        to_json(attrs.evolve(FULL, **{field: math.nan}))
-
-
-def test_what_is_no_number_is_not_written_as_one():
-    with pytest.raises(TypeError, match="expected a number, got None"):
-        to_json(EventMetrics(5, 0, {}, {"x": None}))
-
-
 # JSON can't tell the two halves of a character from that character.
 json_texts = texts.map(
     lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 )
 json_values = (
-    st.integers()
+    st.integers(-LARGEST_WHOLE, LARGEST_WHOLE)
     | st.floats(allow_nan=False)
     | json_texts
     | gauges
     | st.builds(Map, json_texts, st.dictionaries(json_texts, counts, max_size=5))
     | distributions()
 )
-times = st.floats(allow_nan=False) | st.integers()
+positive = st.floats(0, LARGEST, exclude_min=True)
 exports = st.builds(
     EventMetrics,
-    times,
-    start_timestamp=times,
+    finite,
+    start_timestamp=finite,
     labels=st.dictionaries(json_texts, json_texts, max_size=4),
     metrics=st.dictionaries(json_texts, json_values, max_size=4),
-    latency_unit=times,
-    export_interval=times,
+    latency_unit=positive,
+    export_interval=positive,
 )
 
 
@@ -204,7 +197,7 @@ def test_what_is_no_export_is_refused(line, reason):
         ({"number": "inf"}, "number must be a number, got 'inf'"),
         ({"gauge": "3"}, "gauge must be a number, got '3'"),
         ({"gauge": False}, "gauge must be a number, got False"),
-        ({"gauge": 10**400}, "a gauge can't be NaN, nor beyond the largest float"),
+        ({"gauge": 10**400}, "a number can't be NaN, nor beyond the largest float"),
         ({"map": 1, "values": {}}, "map must be a string, got 1"),
         ({"map": "code", "values": []}, "values must be an object, got []"),
         ({"map": "code", "values": {"a": "b"}}, "value 'a' must be a number, got 'b'"),

@@ -32,6 +32,7 @@ from trio_statskeeper import (
     Value,
 )
 from trio_statskeeper._checks import whole
+from trio_statskeeper._families import in_seconds
 from trio_statskeeper.testing import receive_exports
 
 NAN = math.nan
@@ -75,6 +76,62 @@ def test_bounds_that_are_no_numbers_are_refused():
         make_keeper(distributions={"latency": "123"})
 
 
+SECONDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+
+
+def test_latencies_have_bounds_from_half_a_millisecond_to_a_minute_by_default():
+    assert make_keeper().distributions == {"latency": SECONDS}
+
+
+@pytest.mark.parametrize("unit", [0.001, 1e-6, 1e-9, 0.1, 60, 0.3])
+def test_the_default_bounds_of_latencies_are_the_same_times_in_any_unit(unit):
+    (bounds,) = make_keeper(latency_unit=unit).distributions.values()
+    assert in_seconds(Distribution.of([], bounds), unit).bounds == pytest.approx(SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_second"), [(1e-3, 10**3), (1e-6, 10**6), (1e-9, 10**9)]
+)
+def test_the_default_bounds_are_round_in_smaller_units_too(unit, per_second):
+    bounds = make_keeper(latency_unit=unit).distributions["latency"]
+    exact = [Decimal(repr(seconds)) * per_second for seconds in SECONDS]
+    assert list(bounds) == exact
+
+
+async def test_latencies_are_a_distribution_unless_told_otherwise(autojump_clock):
+    for options, expected in (
+        ({}, Distribution.of([0.25, 0.75], SECONDS)),
+        ({"distributions": {}}, 1.0),
+        ({"distributions": {"size": [1]}}, 1.0),
+    ):
+        async with running(make_keeper(**options)) as run:
+            run.send(Result("a", {"latency": 0.25}), Result("a", {"latency": 0.75}))
+            await trio.sleep(1.5)
+            (export,) = run.received()
+        assert export.metrics == {"latency": expected}
+
+
+async def test_targets_may_be_a_sequence(autojump_clock):
+    listed = [Endpoint("a"), Endpoint("b")]
+    keeper = StatsKeeper("http", "homepage", listed, clock=trio.current_time)
+    listed.clear()
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"))
+        await trio.sleep(10.5)
+        assert totals(run.received()) == {"a": 1, "b": 1}
+    assert list(keeper.targets()) == [Endpoint("a"), Endpoint("b")]
+
+
+def test_a_keeper_that_is_evolved_keeps_its_templates():
+    labels = {"zone": "@target.label.zone@"}
+    keeper = attrs.evolve(make_keeper(additional_labels=labels), name="other")
+    assert (keeper.name, keeper.additional_labels) == ("other", labels)
+    assert "@target.label.zone@" in repr(keeper)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "error"),
     [
@@ -91,7 +148,7 @@ def test_bounds_that_are_no_numbers_are_refused():
         ("flush_timeout", INF, ValueError),
         ("flush_timeout", None, TypeError),
         ("clock", 12.5, TypeError),
-        ("targets", [Endpoint("a")], TypeError),
+        ("targets", {Endpoint("a")}, TypeError),
         ("ptype", None, TypeError),
         ("distributions", None, TypeError),
         ("additional_labels", [("env", "prod")], TypeError),
@@ -106,7 +163,7 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("latency_unit", 0, "must be finite and above 0, got 0"),
+        ("latency_unit", 0, "must be above 0, got 0"),
         ("flush_timeout", -1, "must be finite and 0 or more, got -1"),
         ("expire_after", 0, "must be above 0 (math.inf: never) or None, got 0"),
         ("distributions", [7], "must be a mapping, got [7]"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -108,15 +106,6 @@ async def test_an_export_is_waited_for_even_if_what_waits_already_is_stale(autoj
     with trio.move_on_after(1) as waited:
         await newest.wait()
     assert waited.cancelled_caught
-
-
-async def test_an_interval_that_is_not_a_number_is_as_good_as_none(autojump_clock):
-    newest = Newest()
-    newest.put(export("a", 1, interval=math.nan))
-    assert waiting(newest) == [("a", 1)]
-    await trio.sleep(1)
-    newest.put(export("b", 1))
-    assert waiting(newest) == [("b", 1)]
 
 
 async def test_waiting_ends_when_an_export_comes_or_no_more_come(nursery):

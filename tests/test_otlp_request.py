@@ -208,22 +208,12 @@ def test_lone_surrogates_are_escaped_wherever_they_are():
     assert message.count(r"\\ud800") == 8
 
 
-@pytest.mark.parametrize(
-    ("value", "logged"),
-    [
-        (
-            Distribution([1], [2**64 - 1, 1], 0),
-            "'odd', a histogram: a count that OTLP can't hold",
-        ),
-        (10**400, "'odd', a counter: a number beyond the largest float"),
-    ],
-)
-def test_what_64_bits_or_a_float_cannot_hold_is_left_out_and_logged_once(
-    value, logged, caplog
-):
+def test_what_64_bits_cannot_hold_is_left_out_and_logged_once(caplog):
+    value = Distribution([1], [2**64 - 1, 1], 0)
     metrics = metrics_of(export({"odd": value, "total": 1}), export({"odd": value}))
     assert metrics.keys() == {"probe_total"}
-    assert caplog.messages == [f"not exported: {logged}"]
+    (message,) = caplog.messages
+    assert message == "not exported: 'odd', a histogram: a count that OTLP can't hold"
 
 
 def test_as_many_samples_as_64_bits_can_count_are_exported():
@@ -232,7 +222,7 @@ def test_as_many_samples_as_64_bits_can_count_are_exported():
     assert point.count == 2**64 - 1
 
 
-@pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf, 2**64 / 1e9])
+@pytest.mark.parametrize("bad", [-1e-9, 2**64 / 1e9])
 def test_a_target_whose_times_are_no_times_is_left_out_and_logged_once(bad, caplog):
     metrics = metrics_of(
         export({"total": 1}, timestamp=bad),

@@ -12,15 +12,14 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-import attrs
 import pytest
 import trio
 import trio.testing
+from probing import A, B, hanging, make_prober, running, slow, times, well
 
 from trio_statskeeper import (
     Endpoint,
@@ -29,73 +28,17 @@ from trio_statskeeper import (
     Prober,
     ProbeResult,
     StatsKeeper,
-    _prober,
+    _wakeups,
 )
-from trio_statskeeper._prober import (
-    _STARTING_STEP,
-    _TIMED_OUT,
-    _Delisted,
-    _Run,
-    _Target,
-)
+from trio_statskeeper._listing import _REMOVED_BATCH
+from trio_statskeeper._runs import _GIVEN_UP_BATCH, _TIMED_OUT
 from trio_statskeeper._schedule import offset_of
-from trio_statskeeper.testing import Hang, ScriptedProbe, Succeed
-
-A, B = Endpoint("a"), Endpoint("b")
-
-
-async def well(endpoint: Endpoint) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-def slow(seconds: float = 0.25) -> ScriptedProbe:
-    return ScriptedProbe([Succeed(after=seconds)])
-
-
-def hanging() -> ScriptedProbe:
-    return ScriptedProbe([Hang()])
-
-
-def times(probe: ScriptedProbe, key: str) -> list[float]:
-    """Return when `probe` was called for the target."""
-    return [time for time, called in probe.calls if called == key]
+from trio_statskeeper._targets import Delisted, Run, Slots, Target
 
 
 async def failing(endpoint: Endpoint) -> None:
     await trio.lowlevel.checkpoint()
     raise OSError("no route")
-
-
-def make_prober(probe: Any, targets: Any = (A,), **options: Any) -> Prober:
-    listed = targets if callable(targets) else lambda: targets
-    return Prober(probe, listed, **({"interval": 1, "timeout": 0.5} | options))
-
-
-@attrs.frozen
-class Run:
-    """A prober that runs, and the other end of its channel."""
-
-    results: trio.MemoryReceiveChannel[ProbeResult]
-    nursery: trio.Nursery
-
-    def received(self) -> list[tuple[str, dict]]:
-        """Return target and metrics of what was sent since the last call."""
-        received = []
-        try:
-            while True:
-                result = self.results.receive_nowait()
-                received.append((result.target, dict(result.metrics())))
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return received
-
-
-@asynccontextmanager
-async def running(prober: Prober, buffer: float = math.inf) -> AsyncGenerator[Run]:
-    results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(prober.run, results_send)
-        yield Run(results_receive, nursery)
-        nursery.cancel_scope.cancel()
 
 
 # When it runs
@@ -107,9 +50,10 @@ async def test_each_target_is_probed_on_a_grid_of_its_own(autojump_clock, interv
     start = trio.current_time()
     probe = slow(0)
     async with running(make_prober(probe, [A, B], interval=interval, timeout=0.01)):
-        await trio.sleep(interval * 1_000.001)
+        await trio.sleep(interval * 1_000)
     for key in "ab":
-        grid = [start + k * interval + offset_of(key) * interval for k in range(1_000)]
+        first = math.ceil(start / interval - offset_of(key))
+        grid = [(first + k + offset_of(key)) * interval for k in range(1_000)]
         assert times(probe, key) == grid
 
 
@@ -152,7 +96,8 @@ async def test_targets_that_are_removed_as_their_runs_start_are_cancelled_too(
     listed = [Endpoint(f"target {i}") for i in range(20)]
     prober = make_prober(hanging(), lambda: listed, timeout=10)
     async with running(prober):
-        # All are due at once, just as the next interval begins, in which they are gone.
+        # All are due at once, just before the list is asked for that has none of them.
+        await trio.testing.wait_all_tasks_blocked()
         listed = []
         autojump_clock.jump(1)
         await trio.sleep(0.5)
@@ -265,27 +210,23 @@ async def test_a_run_that_waits_ends_when_its_target_goes(autojump_clock, waits_
     prober = make_prober(probe, lambda: listed, **options)
     async with running(prober, buffer=0):
         await trio.sleep(1.99)
-        assert prober._progress.targets
+        assert prober._state.session.listing.targets
         listed = []
         await trio.sleep(0.02)
-        assert not prober._progress.targets
-        assert not prober._progress.leaving
+        assert not prober._state.session.listing.targets
+        assert not prober._state.session.listing.leaving
 
 
 async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other():
-    slot, full = trio.Semaphore(0), trio.Semaphore(0)
-    run = _Run(_Target(A, 0, slot))
+    slots, full = Slots(0), trio.Semaphore(0)
+    run = Run(Target(A, 0))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run.wait, slot.acquire_nowait, slot.acquire)
+        nursery.start_soon(run.wait, slots.acquire_nowait, slots.acquire)
         await trio.testing.wait_all_tasks_blocked()
-        slot.release()
+        slots.resize(1)
         run.end()
-    with pytest.raises(_Delisted):
+    with pytest.raises(Delisted):
         await run.wait(full.acquire_nowait, full.acquire)
-    probe = hanging()
-    with pytest.raises(_Delisted):
-        await make_prober(probe)._measure(run, due=0, started=0)
-    assert not probe.calls
 
 
 async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
@@ -411,14 +352,11 @@ async def test_targets_that_take_long_to_be_asked_for_make_no_runs_burst(autojum
         return [A, B]
 
     probe = slow(0)
-    prober = make_prober(probe, targets, interval=2)
-    async with running(prober):
-        start = trio.current_time()
-        await trio.sleep(3.99)
-    for key in "ab":
-        offset = offset_of(key) * 2
-        due = [offset, *([2 + offset] if offset > 0.7 else [])]
-        assert times(probe, key) == pytest.approx([start + time for time in due])
+    async with running(make_prober(probe, targets, interval=2)):
+        await trio.sleep_until(4.6)
+    # They are asked for from 0 to 0.7 and from 2.7 to 3.4, when the second run of b is due.
+    assert times(probe, "a") == [2 * (1 + offset_of("a")), 2 * (2 + offset_of("a"))]
+    assert times(probe, "b") == [2 * offset_of("b")]
 
 
 @pytest.mark.parametrize(
@@ -466,8 +404,8 @@ async def test_a_run_that_was_started_but_had_not_begun_before_a_stall_is_missed
 
 
 async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
-    monkeypatch.setattr(_prober, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_prober, "_STEP_TIME", 25)  # targets
+    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_wakeups, "_STEP_TIME", 25)  # targets
     prober = make_prober(well, [Endpoint(f"target {i}") for i in range(2_000)])
     rounds = 0
     async with running(prober):
@@ -483,8 +421,8 @@ async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
 async def test_many_targets_that_come_and_go_are_gone_through_in_steps(
     autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_prober, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_prober, "_STEP_TIME", 100)  # targets
+    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_wakeups, "_STEP_TIME", 100)  # targets
     lists = iter([[Endpoint(f"target {i}") for i in range(2_000)], []])
     prober = make_prober(hanging(), lambda: next(lists), timeout=10)
 
@@ -499,7 +437,7 @@ async def test_many_targets_that_come_and_go_are_gone_through_in_steps(
         assert 10 <= await rounds_until(2_000) <= 40
         await trio.sleep(0.999)
         autojump_clock.jump(0.001)
-        gone = 2_000 / _STARTING_STEP
+        gone = 2_000 / _REMOVED_BATCH
         assert gone / 2 <= await rounds_until(0) <= gone * 2
 
 
@@ -758,7 +696,7 @@ async def test_many_runs_that_get_stuck_at_once_are_given_up_in_steps(autojump_c
             stuck.append(prober.statistics().runs_stuck)
         steps = [after - before for before, after in itertools.pairwise(stuck)]
         over.set()
-        assert max(steps) <= 2 * _STARTING_STEP
+        assert max(steps) <= 2 * _GIVEN_UP_BATCH
         run.nursery.cancel_scope.cancel()
 
 
@@ -933,11 +871,11 @@ class Unreadable(Mapping[str, int]):
     ("returned", "error", "message"),
     [
         *[
-            ({name: 5}, "ValueError", f"a probe can't return ['{name}']: the prober counts")
+            ({name: 5}, "ValueError", f"a probe can't add the metrics ['{name}']: the")
             for name in OWN_METRICS
         ],
-        ("well", "TypeError", "a probe must return metrics or None, not 'well'"),
-        (7, "TypeError", "a probe must return metrics or None, not 7"),
+        ("well", "TypeError", "a probe's metrics must be a mapping or None, got 'well'"),
+        (7, "TypeError", "a probe's metrics must be a mapping or None, got 7"),
         (Unreadable(), "OSError", "no value"),
     ],
 )
@@ -1212,7 +1150,7 @@ async def test_nothing_is_kept_of_runs_that_are_over(autojump_clock):
     prober = make_prober(slow())
     async with running(prober):
         await trio.sleep(50.99)
-        assert len(prober._progress.targets["a"].runs) == 0
+        assert len(prober._state.session.listing.targets["a"].runs) == 0
 
 
 async def test_a_list_of_targets_that_changes_as_it_is_gone_through_does_no_harm(
@@ -1322,6 +1260,7 @@ def test_a_key_may_hold_any_characters():
     assert 0 <= offset_of("\udc80") < 1
 
 
-def test_targets_that_cannot_be_called_are_refused():
-    with pytest.raises(TypeError, match="targets must be a function"):
-        Prober(well, [A], interval=1, timeout=1)
+@pytest.mark.parametrize("targets", ["a", A, None, ["a"]])
+def test_what_is_not_targets_is_refused(targets):
+    with pytest.raises(TypeError, match="targets must be"):
+        Prober(well, targets, interval=1, timeout=1)

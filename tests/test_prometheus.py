@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import socket
+import sys
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -193,7 +194,8 @@ async def test_there_are_no_timestamps_but_a_gauge_of_when_each_keepers_newest_e
     exporter = PrometheusExporter()
     await feed(exporter, export(at=8200, dst="a"), export(at=8201, probe="other"))
     now = 1007.5
-    await feed(exporter, export(at=8210, dst="b"), EventMetrics(math.inf, 0, {}, {"x": 1}))
+    last = EventMetrics(sys.float_info.max, 0, {}, {"x": 1})
+    await feed(exporter, export(at=8210, dst="b"), last)
     _, _, text = await scrape(exporter)
     name = "statskeeper_last_export_timestamp_seconds"
     assert [line for line in text.splitlines() if "last_export" in line] == [
@@ -335,7 +337,7 @@ async def test_without_created_the_statistics_have_none_and_with_it_they_have():
 
 
 def test_wrong_statistics_are_refused():
-    with pytest.raises(TypeError, match="those of keepers and probers, got None"):
+    with pytest.raises(TypeError, match="must be keepers and probers, got None"):
         PrometheusExporter(statistics_of=[None])
 
 

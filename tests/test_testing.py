@@ -8,7 +8,7 @@ import pytest
 import trio
 from attrs.exceptions import FrozenInstanceError
 
-from trio_statskeeper import Endpoint, EventMetrics
+from trio_statskeeper import Endpoint, EventMetrics, Inconclusive, ProbeFailed
 from trio_statskeeper.testing import (
     Fail,
     Hang,
@@ -142,7 +142,15 @@ async def test_a_scripted_probe_tells_when_it_was_called_and_for_which_endpoint(
     assert probe.calls == [(0, "a"), (0.5, "b:80"), (1, "a"), (3, "a")]
 
 
-@pytest.mark.parametrize("error", [OSError("refused"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("refused"),
+        KeyboardInterrupt(),
+        ProbeFailed("full"),
+        Inconclusive("no route"),
+    ],
+)
 async def test_a_step_that_fails_raises_its_error_when_its_time_is_over(
     autojump_clock, error
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -41,7 +41,18 @@ class NoTarget:
         return {}
 
 
-results: list[ts.ProbeResult] = [Frozen("a"), Mutable()]
+endpoint = ts.Endpoint("a", port=80, labels=MappingProxyType({"zone": "z"}))
+result = ts.Result("a", {"total": 1, "ok": True, "code": ts.Map("code", {"200": 1})})
+assert_type(result.target, str)
+assert_type(result.metrics(), Mapping[str, ts.Value])
+ts.Result(5, {})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+ts.Result("a", {"total": None})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+results: list[ts.ProbeResult] = [
+    Frozen("a"),
+    Mutable(),
+    result,
+    ts.Result(target=endpoint, metrics={"total": 1}),
+]
 no_result: ts.ProbeResult = NoTarget()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 values: list[ts.Value] = [1, 1.5, True, "text", ts.Gauge(1), ts.Map("code", {"200": 1})]
@@ -68,7 +79,6 @@ assert_type(event_metrics.metrics, Mapping[str, ts.Value])
 assert_type(ts.EventMetrics.parse("1 labels=", latency_unit=0.001), ts.EventMetrics)
 event_metrics.timestamp = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
-endpoint = ts.Endpoint("a", port=80, labels=MappingProxyType({"zone": "z"}))
 assert_type(endpoint.key, str)
 assert_type(endpoint.port, int | None)
 ts.Endpoint("a", "80")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -92,6 +102,11 @@ keeper = ts.StatsKeeper(
     max_metrics=200,
     flush_timeout=0,
 )
+label: ts.Label = rack_of
+labels: dict[str, ts.Label] = {"env": "prod", "rack": label}
+from_sequence = ts.StatsKeeper("http", "homepage", [endpoint], additional_labels=labels)
+assert_type(from_sequence.targets, Callable[[], Iterable[ts.Endpoint]])
+ts.StatsKeeper("http", "homepage", ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 ts.StatsKeeper("http", "homepage", lambda: {"a"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(keeper.statistics(), ts.KeeperStatistics)
 assert_type(keeper.statistics().results_rejected, Mapping[str, int])
@@ -111,11 +126,22 @@ def not_async(endpoint: ts.Endpoint) -> None:
     pass
 
 
+probes: list[ts.Probe] = [connect, probe_with_metrics]
+no_probe: ts.Probe = not_async  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+reason: ts.Reason = "map-keys"
+no_reason: ts.Reason = "bad"  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 prober = ts.Prober(connect, keeper.targets, interval=5, timeout=2)
 ts.Prober(probe_with_metrics, lambda: [endpoint], interval=5, timeout=2, max_concurrent=9)
 ts.Prober(not_async, lambda: [endpoint], interval=5, timeout=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 ts.Prober(connect, lambda: [endpoint], 5, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 assert_type(prober.statistics(), ts.ProberStatistics)
+
+
+full = ts.ProbeFailed("full", metrics={"resp-code": ts.Map("code", {"503": 1})})
+assert_type(full.reason, str)
+assert_type(ts.Inconclusive("no route").metrics, Mapping[str, ts.Value])
+ts.ProbeFailed(503)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+ts.Inconclusive("no route", {"size": 1})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def run(nursery: trio.Nursery) -> None:
@@ -138,7 +164,7 @@ testing.Fail(OSError)
 testing.Fail("refused")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 script: list[testing.Step] = [
     testing.Succeed({"size": 1}, after=1),
-    testing.Fail(OSError()),
+    testing.Fail(ts.ProbeFailed("full")),
     testing.Hang(),
 ]
 probe = testing.ScriptedProbe(script)

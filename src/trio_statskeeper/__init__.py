@@ -1,11 +1,13 @@
 """The stats keeper of a Trio program: results of probes in, consistent totals out."""
 
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, Label
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
 from ._keeper import KeeperStatistics, StatsKeeper
+from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
-from ._totals import ProbeResult
+from ._results import ProbeResult, Reason, Result
+from ._runs import Probe
 from ._values import (
     Distribution,
     Gauge,
@@ -21,12 +23,18 @@ __all__ = [
     "Endpoint",
     "EventMetrics",
     "Gauge",
+    "Inconclusive",
     "KeeperStatistics",
+    "Label",
     "Map",
     "Output",
+    "Probe",
+    "ProbeFailed",
     "ProbeResult",
     "Prober",
     "ProberStatistics",
+    "Reason",
+    "Result",
     "StatsKeeper",
     "Value",
     "exponential_bounds",

@@ -1,4 +1,7 @@
-"""Checks of what constructors are given: attrs validators, which name the argument."""
+"""Checks of what constructors are given, which name the argument.
+
+Most are attrs validators.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,31 @@ from typing import Any
 
 import attrs
 
-from ._values import MAX_NUMBER, quote
+from ._values import MAX_NUMBER, is_number, plain_number, quote
 
 
 def number(attribute: attrs.Attribute[float], value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{attribute.name} must be a number, got {quote(value)}")
     return value
+
+
+def finite_float(name: str, value: float) -> float:
+    """Return the argument `name` as a float, if it is a finite number."""
+    if isinstance(value, bool) or not is_number(value):
+        raise TypeError(f"{name} must be a number, got {quote(value)}")
+    number = plain_number(value)
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise ValueError(f"{name} must be finite, got {quote(value)}")
+    return float(number)
+
+
+def positive_float(name: str, value: float) -> float:
+    """Return the argument `name` as a float, if it is finite and above 0."""
+    number = finite_float(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0, got {quote(value)}")
+    return number
 
 
 def above_zero(_: object, attribute: attrs.Attribute[float], value: float) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias, final
 
 import attrs
 import trio
 
+from ._plain_values import PlainValue
 from ._values import plain_str, quote
 
 Label: TypeAlias = "str | Callable[[Endpoint], str]"
@@ -59,7 +60,7 @@ def _key(endpoint: Endpoint) -> str:
 
 @final
 @attrs.frozen
-class Endpoint:
+class Endpoint(PlainValue):
     """A target: something that is probed.
 
     Raises:
@@ -88,6 +89,28 @@ class Endpoint:
     """
 
 
+def targets_function(
+    targets: Callable[[], Iterable[Endpoint]] | Sequence[Endpoint],
+) -> Callable[[], Iterable[Endpoint]]:
+    """Return a function that returns the targets: `targets` itself, if it is a function.
+
+    A sequence is copied: later changes to it have no effect.
+
+    Raises:
+      TypeError: if `targets` is neither, or an item is not an Endpoint.
+    """
+    if callable(targets):
+        return targets
+    unchecked: object = targets
+    if isinstance(unchecked, str) or not isinstance(unchecked, Sequence):
+        raise TypeError(
+            "targets must be a sequence of Endpoints, or a function without arguments "
+            f"that returns them, got {quote(targets)}"
+        )
+    endpoints = tuple(checked_endpoint(each) for each in targets)
+    return lambda: endpoints
+
+
 @trio.lowlevel.disable_ki_protection
 def endpoints_of(targets: Callable[[], Iterable[Endpoint]]) -> list[Endpoint]:
     """Return a list of what `targets` returns: the user may change theirs at any time.
@@ -110,7 +133,7 @@ def checked_endpoint(endpoint: Endpoint) -> Endpoint:
 def checked_labels(
     labels: Mapping[str, Label], reserved: Iterable[str]
 ) -> Mapping[str, Label]:
-    """Return a copy of `labels` with each template replaced by its function.
+    """Return a read-only copy of `labels`.
 
     Raises:
       TypeError: if a name is no string, or a value neither a string nor callable.
@@ -143,17 +166,29 @@ def _checked_label(name: str, value: Label) -> Label:
             f"the label {name!r} must be a string or a function of the endpoint, "
             f"got {quote(value)}"
         )
-    if value == "@target.name@":
-        return lambda endpoint: endpoint.name
-    if value == "@target.port@":
-        return lambda endpoint: "" if endpoint.port is None else str(endpoint.port)
-    if target_label := _TARGET_LABEL.fullmatch(value):
-        key = target_label[1]
-        return lambda endpoint: endpoint.labels.get(key, "")
-    if _TEMPLATE.search(value):
+    text = plain_str(value)
+    if _TEMPLATE.search(text) and isinstance(_compiled(text), str):
         raise ValueError(
-            f"unknown template {quote(value)} for the label {name!r}: it must be "
+            f"unknown template {quote(text)} for the label {name!r}: it must be "
             "@target.name@, @target.port@ or @target.label.KEY@, and nothing besides; "
             "for anything else give a function of the endpoint"
         )
-    return plain_str(value)
+    return text
+
+
+def compiled_labels(labels: Mapping[str, Label]) -> tuple[tuple[str, Label], ...]:
+    """Return pairs of names and values, with each template replaced by its function."""
+    return tuple((name, _compiled(label)) for name, label in labels.items())
+
+
+def _compiled(label: Label) -> Label:
+    if not isinstance(label, str):
+        return label
+    if label == "@target.name@":
+        return lambda endpoint: endpoint.name
+    if label == "@target.port@":
+        return lambda endpoint: "" if endpoint.port is None else str(endpoint.port)
+    if target_label := _TARGET_LABEL.fullmatch(label):
+        key = target_label[1]
+        return lambda endpoint: endpoint.labels.get(key, "")
+    return label

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import final
+from typing import TypeVar, final
 
 import attrs
 
-from ._values import Value, escape, escape_name, format_value, parse_value, quote, unescape
+from ._checks import finite_float, positive_float
+from ._plain_values import PlainValue
+from ._values import (
+    Value,
+    escape,
+    escape_name,
+    format_value,
+    parse_value,
+    plain_str,
+    plain_value,
+    quote,
+    unescape,
+)
+
+V = TypeVar("V")
 
 # Lines come from files and networks, and to read one is a single step. Of the worst kind,
 # this much takes some tenths of a second.
@@ -24,28 +38,65 @@ _HEAD = re.compile(r"(?:[^ ]*+ [0-9]{1,20} )?(-?[0-9]{1,18}) labels=([^ ]*)")
 _METRIC = re.compile(r' ([^ =]*)=("(?:[^"]|"(?! |\Z))*+"|[^ ]*)')
 
 
+def _timestamp(timestamp: float) -> float:
+    return finite_float("timestamp", timestamp)
+
+
+def _start_timestamp(timestamp: float) -> float:
+    return finite_float("start_timestamp", timestamp)
+
+
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    return MappingProxyType(dict(labels))
+    return _checked_items("label", labels, plain_str)
 
 
 def _metrics(metrics: Mapping[str, Value]) -> Mapping[str, Value]:
-    return MappingProxyType(dict(metrics))
+    return _checked_items("metric", metrics, plain_value)
+
+
+def latency_unit(unit: float) -> float:
+    """Return `unit`, an attribute of exports and keepers, if it is valid."""
+    return positive_float("latency_unit", unit)
+
+
+def export_interval(interval: float) -> float:
+    """Return `interval`, an attribute of exports and keepers, if it is valid."""
+    return positive_float("export_interval", interval)
+
+
+def _checked_items(
+    what: str, mapping: Mapping[str, V], check: Callable[[V], V]
+) -> Mapping[str, V]:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{what}s must be a mapping, got {quote(mapping)}")
+    checked: dict[str, V] = {}
+    for name, value in mapping.items():
+        try:
+            checked[plain_str(name)] = check(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{what} {quote(name)}: {error}") from None
+    return MappingProxyType(checked)
 
 
 @final
 @attrs.frozen
-class EventMetrics:
+class EventMetrics(PlainValue):
     """The totals of one target at one instant.
 
     `str()` gives cloudprober's line, which `EventMetrics.parse` reads back:
 
         1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44
+
+    Raises:
+      TypeError: if something is of the wrong type.
+      ValueError: if a timestamp is not finite; if a metric is NaN, or an integer beyond the
+        largest float; if the latency unit or the interval is not finite or not above 0.
     """
 
-    timestamp: float
+    timestamp: float = attrs.field(converter=_timestamp)
     """When the totals stood like this: Unix time in seconds."""
 
-    start_timestamp: float
+    start_timestamp: float = attrs.field(converter=_start_timestamp)
     """When this target's totals began at zero: Unix time in seconds."""
 
     labels: Mapping[str, str] = attrs.field(converter=_labels, hash=False)
@@ -54,11 +105,11 @@ class EventMetrics:
     metrics: Mapping[str, Value] = attrs.field(converter=_metrics, hash=False)
     """The totals by metric name; read-only."""
 
-    latency_unit: float = 1.0
+    latency_unit: float = attrs.field(default=1.0, converter=latency_unit)
     """Seconds per unit of the latency metrics: `latency`, and names that end in `-latency`
     or `_latency`. No other metric has this unit."""
 
-    export_interval: float = 10.0
+    export_interval: float = attrs.field(default=10.0, converter=export_interval)
     """Seconds between exports. A target that has not come for three of them is gone."""
 
     def __str__(self) -> str:

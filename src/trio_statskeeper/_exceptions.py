@@ -22,6 +22,22 @@ def is_cancellation(error: BaseException) -> bool:
     return all(isinstance(leaf, trio.Cancelled) for leaf in leaf_exceptions(error))
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Go through an exception and its causes (`raise … from`), and theirs.
+
+    Groups count as the exceptions that they hold. A cause that refers back is not repeated.
+    """
+    seen = set[int]()
+    rest = [error]
+    while rest:
+        for each in leaf_exceptions(rest.pop()):
+            if id(each) not in seen:
+                seen.add(id(each))
+                yield each
+                if each.__cause__ is not None:
+                    rest.append(each.__cause__)
+
+
 def forget_tracebacks(error: BaseException) -> None:
     """Drop the tracebacks of an exception, and of all that it refers to.
 

@@ -31,7 +31,6 @@ from ._event_metrics import EventMetrics
 from ._log import logger
 from ._newest import when_gone
 from ._values import (
-    MAX_NUMBER,
     Distribution,
     Gauge,
     Map,
@@ -255,9 +254,6 @@ def _valid(value: Value) -> Value:
     """
     if isinstance(value, str):
         return valid_text(value)
-    count = value.count if isinstance(value, Distribution) else value
-    if isinstance(count, int) and abs(count) > MAX_NUMBER:
-        raise ValueError("a number beyond the largest float")
     if not isinstance(value, Map) or valid_text(keys := "".join(value.values)) is keys:
         return value
     values = {valid_text(key): number for key, number in value.values.items()}

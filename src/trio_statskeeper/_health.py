@@ -10,8 +10,9 @@ import re
 import attrs
 import trio
 
-from ._exceptions import leaf_exceptions
+from ._exceptions import causes, leaf_exceptions
 from ._log import logger
+from ._probe_errors import Inconclusive, ReasonedError
 from ._values import quote
 
 TIMEOUT = "timeout"
@@ -35,11 +36,19 @@ _WINDOW = 10.0
 # How often an error may hide another. No more: an error may even hide itself.
 _MAX_HIDDEN = 3
 
+# What this machine, not the target, has run out of: file descriptors, buffers, memory.
+# Errors of the network are not here. They are mostly the target's, or routing's; and where
+# a name has an IPv6 address that this machine has no use for, such as ::1 in a container,
+# they come beside what the target said.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 _NOT_IN_KEYS = re.compile(r"[^\w.-]")
 
 
 def cause_of(error: BaseException) -> BaseException:
     """Return the first exception of a group, and of an OSError what it hides.
+
+    A shortage of this machine's comes before what was raised from it.
 
     When all addresses of a host refuse a connection, Trio raises an OSError that says only
     that, from those of the addresses. Which of these is returned does not depend on their
@@ -47,6 +56,10 @@ def cause_of(error: BaseException) -> BaseException:
     (ENETUNREACH, when this machine has no IPv6), then the alphabet decides.
     """
     cause = next(leaf_exceptions(error))
+    if isinstance(cause, Inconclusive):
+        return cause
+    if shortage := next(filter(_is_shortage, causes(cause)), None):
+        return shortage
     for _ in range(_MAX_HIDDEN):
         if type(cause) is not OSError or cause.errno is not None or not cause.__cause__:
             break
@@ -57,9 +70,19 @@ def cause_of(error: BaseException) -> BaseException:
     return cause
 
 
+def _is_shortage(error: BaseException) -> bool:
+    # Not a subclass: in a gaierror, the same numbers say something else.
+    return type(error) is OSError and error.errno in _SHORTAGES
+
+
+def is_inconclusive(cause: BaseException) -> bool:
+    """Return whether a run that ended by this says nothing about its target."""
+    return isinstance(cause, Inconclusive) or _is_shortage(cause)
+
+
 def _name(error: BaseException) -> str:
     """Return what kind of error it is: its class, or OSError-ENETUNREACH and the like."""
-    name = type(error).__name__
+    name = error.reason if isinstance(error, ReasonedError) else type(error).__name__
     if type(error) is OSError and isinstance(error.errno, int):
         symbol = errno.errorcode.get(error.errno)
         name = f"{name}-{symbol}" if symbol else name
@@ -67,7 +90,9 @@ def _name(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the repr of an exception, whose class may be the user's own."""
+    """Return an exception's reason, or its repr. Its class may be the user's own."""
+    if isinstance(error, ReasonedError):
+        return error.reason
     try:
         return repr(error)
     except Exception:  # noqa: BLE001  # whatever its repr does, it is not what went wrong
@@ -80,10 +105,12 @@ class Health:
 
     failures: int = 0
     """Since the newest success."""
+    inconclusive: int = 0
+    """Runs that were inconclusive for a reason of their own, since the newest success."""
     _keys: set[str] = attrs.field(factory=lambda: {TIMEOUT})
     """The keys by which its errors are counted."""
     _said: set[int] = attrs.field(factory=set[int])
-    """Hashes of the keys and causes that were logged since the newest success."""
+    """Hashes of the keys and lines that were logged since the newest success."""
 
     def key(self, cause: BaseException) -> str:
         """Return the key by which such an error is counted."""
@@ -94,20 +121,23 @@ class Health:
             self._keys.add(name)
         return name
 
-    def is_news(self, key: str, cause: str) -> bool:
-        """Return whether to log a failure; the next one like it is not news."""
-        hashes = {hash(key), hash(cause)}
+    def is_news(self, key: str, line: str) -> bool:
+        """Return whether to log a line; the next one like it is not news."""
+        hashes = {hash(key), hash(line)}
         news = hashes - self._said
         if hash(key) not in news and len(self._said) >= _MAX_SAID:
             return False
         self._said |= news
         return bool(news)
 
-    def recover(self) -> int:
-        """Return how often it has failed; it fails no more."""
-        failures, self.failures = self.failures, 0
+    def recover(self) -> str:
+        """Start afresh upon a success; return what came before it, "" if nothing did."""
+        counts = {"failure": self.failures, "inconclusive run": self.inconclusive}
+        self.failures = self.inconclusive = 0
         self._said.clear()
-        return failures
+        return " and ".join(
+            f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count
+        )
 
 
 @attrs.define(eq=False)
@@ -131,14 +161,19 @@ class HealthLog:
     ) -> None:
         """Count a failure, and log it if it is news."""
         health.failures += 1
-        if health.is_news(key, cause):
-            self._say(logging.WARNING, target, f"probe failed: {cause}", error)
+        self._say_news(target, health, key, f"probe failed: {cause}", error)
 
-    def recovered(self, target: str, health: Health) -> None:
-        """Log that the target is healthy again."""
-        failures = health.recover()
-        times = "1 failure" if failures == 1 else f"{failures} failures"
-        self._say(logging.INFO, target, f"recovered after {times}")
+    def inconclusive(
+        self, target: str, health: Health, key: str, cause: str, error: BaseException
+    ) -> None:
+        """Count a run that was inconclusive, and log it if it is news."""
+        health.inconclusive += 1
+        self._say_news(target, health, key, f"probe inconclusive: {cause}", error)
+
+    def succeeded(self, target: str, health: Health) -> None:
+        """Log that the target is healthy again, if it was not."""
+        if before := health.recover():
+            self._say(logging.INFO, target, f"recovered after {before}")
 
     def tell_held_back(self, *, at_once: bool = False) -> None:
         """Log how many lines were held back, when it is time to or `at_once`."""
@@ -146,6 +181,12 @@ class HealthLog:
             subject = f"prober {self.prober}" if self.prober else "prober"
             _log(logging.WARNING, subject, f"{self._held_back} more lines were held back")
             self._held_back = 0
+
+    def _say_news(
+        self, target: str, health: Health, key: str, line: str, error: BaseException | None
+    ) -> None:
+        if health.is_news(key, line):
+            self._say(logging.WARNING, target, line, error)
 
     def _say(
         self, level: int, target: str, what: str, error: BaseException | None = None

@@ -15,7 +15,6 @@ from ._values import (
     Map,
     Value,
     parse_number,
-    plain_number,
     quote,
 )
 
@@ -29,21 +28,17 @@ _encoder = JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 def to_json(event_metrics: EventMetrics) -> str:
-    """Return one line of JSON, without its end, which `from_json` reads back equal.
-
-    Raises:
-      ValueError: if a number is NaN.
-    """
+    """Return one line of JSON, without its end, which `from_json` reads back equal."""
     return _encoder.encode(
         {
-            "timestamp": _finite_or_text(event_metrics.timestamp),
-            "start_timestamp": _finite_or_text(event_metrics.start_timestamp),
+            "timestamp": event_metrics.timestamp,
+            "start_timestamp": event_metrics.start_timestamp,
             "labels": dict(event_metrics.labels),
             "metrics": {
                 name: _to_json(value) for name, value in event_metrics.metrics.items()
             },
-            "latency_unit": _finite_or_text(event_metrics.latency_unit),
-            "export_interval": _finite_or_text(event_metrics.export_interval),
+            "latency_unit": event_metrics.latency_unit,
+            "export_interval": event_metrics.export_interval,
         }
     )
 
@@ -67,12 +62,9 @@ def _to_json(value: Value) -> object:
 
 def _finite_or_text(value: float) -> int | float | str:
     """Return the text of an infinite number, for which JSON has none."""
-    number = plain_number(value)
-    if isinstance(number, int) or math.isfinite(number):
-        return number
-    if math.isnan(number):
-        raise ValueError("NaN can't be written as JSON")
-    return "+Inf" if number > 0 else "-Inf"
+    if math.isfinite(value):
+        return value
+    return "+Inf" if value > 0 else "-Inf"
 
 
 def from_json(line: str) -> EventMetrics:

@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Context, Decimal
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, final
@@ -44,18 +45,38 @@ from typing import Any, final
 import attrs
 import trio
 
-from ._checks import above_zero, is_callable, number, whole, zero_or_more
-from ._endpoint import Endpoint, Label, checked_labels, endpoints_of
-from ._event_metrics import EventMetrics, unchecked_event_metrics
+from ._checks import is_callable, number, whole, zero_or_more
+from ._endpoint import (
+    Endpoint,
+    Label,
+    checked_labels,
+    compiled_labels,
+    endpoints_of,
+    targets_function,
+)
+from ._event_metrics import (
+    EventMetrics,
+    export_interval,
+    latency_unit,
+    unchecked_event_metrics,
+)
 from ._log import logger
 from ._nursery import open_flat_nursery
+from ._plain_values import PlainValue, read_only
+from ._results import ProbeResult
 from ._sending import send_all
 from ._timestamps import later_timestamp
-from ._totals import ProbeResult, Row, Totals, metrics, start_timestamp
+from ._totals import Row, Totals, metrics, start_timestamp
 from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
 
 # The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
+
+# Seconds: they suit what takes from less than a millisecond up to a minute.
+_LATENCY_BOUNDS = (
+    *("0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1"),
+    *("0.25", "0.5", "1", "2.5", "5", "10", "30", "60"),
+)
 
 # Seconds of folding between two checkpoints. A loop that is stepped on for a millisecond
 # still probes precisely.
@@ -69,15 +90,19 @@ _NO_RESULT: Any = object()
 _CLOCK_TOLERANCE = 0.1
 
 
+def _counts(counts: Mapping[str, int]) -> Mapping[str, int]:
+    return read_only(counts)
+
+
 @final
 @attrs.frozen
-class KeeperStatistics:
+class KeeperStatistics(PlainValue):
     """What a `StatsKeeper` has done since it was made."""
 
     results_accepted: int
     """Results that were added to the totals."""
 
-    results_rejected: Mapping[str, int]
+    results_rejected: Mapping[str, int] = attrs.field(converter=_counts, hash=False)
     """Results that could not be added, by reason:
 
     - `error`: `target` or `metrics()` raised, or is not as `ProbeResult` says
@@ -135,6 +160,13 @@ def _distributions(
         except (TypeError, ValueError) as error:
             raise type(error)(f"distributions[{name!r}]: {error}") from None
     return MappingProxyType(checked)
+
+
+def _default_distributions(keeper: StatsKeeper) -> Mapping[str, tuple[float, ...]]:
+    # In decimals, for round bounds in other units, too; whatever the program's context is.
+    divide = Context(prec=28).divide
+    unit = Decimal(repr(keeper.latency_unit))
+    return {"latency": tuple(float(divide(Decimal(b), unit)) for b in _LATENCY_BOUNDS)}
 
 
 def _additional_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
@@ -207,7 +239,7 @@ class StatsKeeper:
     target, and every `export_interval` sends the totals of all listed targets, as they
     stand at that instant, to another:
 
-        keeper = StatsKeeper(ptype="http", name="homepage", targets=lambda: endpoints)
+        keeper = StatsKeeper(ptype="http", name="homepage", targets=endpoints)
         nursery.start_soon(keeper.run, results, exports)
 
     Raises:
@@ -222,23 +254,30 @@ class StatsKeeper:
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
     """The name of the probe: the label `probe`."""
 
-    targets: Callable[[], Iterable[Endpoint]] = attrs.field(validator=is_callable)
-    """Returns the targets to export. Called when `run` starts, at each tick and for the
-    last pass. A target that left the list is exported again whenever it has counted
-    something since its last export, until it expires."""
+    targets: Callable[[], Iterable[Endpoint]] = attrs.field(converter=targets_function)
+    """Returns the targets to export. It may be given as a sequence of them. Called when
+    `run` starts, at each tick and for the last pass. A target that left the list is
+    exported again whenever it has counted something since its last export, until it
+    expires."""
 
-    export_interval: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
+    export_interval: float = attrs.field(
+        default=10.0, kw_only=True, converter=export_interval
+    )
     """Seconds between exports."""
 
-    latency_unit: float = attrs.field(default=1.0, kw_only=True, validator=above_zero)
+    latency_unit: float = attrs.field(default=1.0, kw_only=True, converter=latency_unit)
     """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
     `_latency`. The keeper hands it on to the outputs, and scales nothing itself. Leave it 1
     where a `Prober` measures, for its latencies are in seconds."""
 
     distributions: Mapping[str, tuple[float, ...]] = attrs.field(
-        factory=dict[str, tuple[float, ...]], kw_only=True, converter=_distributions
+        default=attrs.Factory(_default_distributions, takes_self=True),
+        kw_only=True,
+        converter=_distributions,
     )
-    """Bounds by metric name: plain numbers of these metrics are a distribution's."""
+    """Bounds by metric name: plain numbers of these metrics are a distribution's. Bounds of
+    latencies are in units of `latency_unit`. By default, the metric `latency` has 16 bounds
+    from half a millisecond to a minute, whatever the unit. `{}`: latencies just add up."""
 
     additional_labels: Mapping[str, Label] = attrs.field(
         factory=dict[str, Label], kw_only=True, converter=_additional_labels
@@ -272,6 +311,14 @@ class StatsKeeper:
     """Returns the Unix time in seconds, for timestamps alone. These increase from pass to
     pass by at least a millisecond, also while the clock is behind."""
 
+    # Without templates.
+    _labels: tuple[tuple[str, Label], ...] = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: compiled_labels(self.additional_labels), takes_self=True
+        ),
+    )
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
     _totals: Totals = attrs.field(init=False, repr=False)
 
@@ -359,7 +406,7 @@ class StatsKeeper:
         tick_pass = self._progress.tick_pass
         return KeeperStatistics(
             results_accepted=self._totals.results_accepted,
-            results_rejected=MappingProxyType(dict(self._totals.results_rejected)),
+            results_rejected=self._totals.results_rejected,
             passes=self._progress.passes,
             exports_sent=self._progress.exports_sent,
             ticks_missed=(
@@ -576,7 +623,7 @@ class StatsKeeper:
         if not totals:
             return None
         labels = {"ptype": self.ptype, "probe": self.name, "dst": endpoint.key}
-        for name, label in self.additional_labels.items():
+        for name, label in self._labels:
             value = label if isinstance(label, str) else label(endpoint)
             if not isinstance(value, str):
                 raise TypeError(

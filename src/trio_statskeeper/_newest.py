@@ -12,7 +12,6 @@ import attrs
 import trio
 
 from ._event_metrics import EventMetrics
-from ._values import MAX_NUMBER
 
 Series: TypeAlias = frozenset[tuple[str, str]]
 
@@ -25,8 +24,7 @@ _STEP = 500
 
 def when_gone(export: EventMetrics, now: float) -> float:
     """Return when `export`, which came now, is stale if nothing follows."""
-    stale_at = now + min(_STALE_AFTER * export.export_interval, MAX_NUMBER)
-    return max(now, stale_at)  # an interval of others' making may be NaN
+    return now + _STALE_AFTER * export.export_interval
 
 
 def _series(export: EventMetrics) -> Series:

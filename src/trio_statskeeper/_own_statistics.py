@@ -12,8 +12,8 @@ import attrs
 from ._event_metrics import EventMetrics
 from ._keeper import KeeperStatistics, StatsKeeper
 from ._prober import Prober
+from ._results import Reason
 from ._timestamps import later_timestamp
-from ._totals import Reason
 from ._values import Gauge, Map, Value, quote
 
 Observed: TypeAlias = StatsKeeper | Prober
@@ -108,6 +108,6 @@ def own_statistics(of: Observed) -> EventMetrics:
 
 
 def _labels(of: Observed) -> dict[str, str]:
-    if isinstance(of, StatsKeeper):
-        return {"ptype": of.ptype, "probe": of.name}
-    return {"probe": of.name}
+    keeper = of.keeper if isinstance(of, Prober) else of
+    ptype = {} if keeper is None else {"ptype": keeper.ptype}
+    return {**ptype, "probe": of.name}

@@ -1,21 +1,48 @@
-"""When runs are due, and whether the loop was awake then."""
+"""When targets are due: on the grid of the wall clock, each at its own offset.
+
+A target with an interval of 5 seconds is due each time the wall clock shows a multiple of 5
+seconds plus the target's offset, which is a hash of its key. So it is due at the same times
+after a restart, and on each machine whose clock is right.
+
+Trio's clock measures and waits. `WallClock` knows how far it is from the wall clock, and
+when that was set. Then, each target is due next at its offset by the new time. A slot is
+not used twice in a row, and two runs have at least half an interval between them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
+from heapq import heappop, heappush, heapreplace
+from itertools import count
 
 import attrs
 import trio
 
-MIN_STALL = 0.25
-"""Seconds by which wake-ups come late in a loop that is busy, but does not stand still."""
+from ._targets import Target
+from ._values import quote
+from ._wakeups import Wakeups
 
-# A wake-up that comes this many seconds late was held up, however late others are.
-_HELD_UP = 1.0
+# Seconds that the clock may differ before it is followed.
+_TOLERANCE = 0.05
 
-# What is left of the usual lateness after a wake-up that was in time.
-_DECAY = 0.9
+# By less than this, a clock is slewed rather than set. That costs no runs: slots that it
+# passes over are used.
+_SHORTEST_STEP = 0.2
+
+# Seconds between two looks at the clock.
+_LOOK_INTERVAL = 0.05
+
+# A clock that shows less than this share of the time that has passed stands still. Time is
+# slewed by a tenth at most (chrony: "maxslewrate").
+_STANDS_STILL = 0.9
+
+# Far beyond seconds since 1970, but not beyond milliseconds.
+_MAX_TIME = 1e12
+
+# Entries of the heap that may be void, besides one for each target.
+_MAX_VOID = 1_000
 
 
 def offset_of(key: str) -> float:
@@ -25,47 +52,136 @@ def offset_of(key: str) -> float:
 
 
 @attrs.define(eq=False)
-class Wakeups:
-    """Wakes the tasks of a prober, and notices when the loop stood still meanwhile.
+class WallClock:
+    """How far the wall clock is ahead of Trio's."""
 
-    The loop stands still while the program is stopped or suspended, or when a task blocks.
-    Runs that came due then are not made up for: they would start all at once, and measure
-    each other. A wake-up that is late by more than a tenth of the interval, or the timeout,
-    is called a stall, so that at most a tenth of the targets start at once. If a loop is
-    busy, though, or if its turns are always long, being late is nothing special: such a
-    loop must not lose its runs.
-    """
+    clock: Callable[[], float]
+    ahead: float = attrs.field(init=False)
+    """Seconds; follows the clock when that differs by more than `_TOLERANCE`."""
+    _looked_at: float = attrs.field(init=False)
+    """When it was read, by Trio's clock."""
+    _showed: float = attrs.field(init=False)
+    """What it showed then."""
 
-    interval: float = math.inf
-    timeout: float = math.inf
-    lag: float = 0.0
-    """How late the newest wake-up came, in seconds."""
-    missed_before: float = -math.inf
-    """The end of the newest stall. Runs that were due before, and have not begun, are
-    missed."""
-    inconclusive_before: float = -math.inf
-    """The end of the newest stall that was longer than the timeout. Runs that began before,
-    and have not ended, say nothing about their targets."""
-    _usual: float = 0.0
-    """How late wake-ups come of late: the maximum, which decays."""
+    def __attrs_post_init__(self) -> None:
+        self._showed = self._read()
+        self._looked_at = trio.current_time()
+        self.ahead = self._showed - self._looked_at
 
-    async def sleep_until(self, time: float) -> None:
-        """Sleep until `time`; if that is past, let other tasks run."""
+    def follow(self) -> float:
+        """Follow the clock if it was set, and return by how many seconds; else 0.0.
+
+        A clock that stands still is not followed: that is what a real one does on a mock
+        clock of Trio's, which jumps.
+        """
+        before = trio.current_time()
+        elapsed = before - self._looked_at
+        if elapsed < _LOOK_INTERVAL:
+            return 0.0
+        shows = self._read()
         now = trio.current_time()
-        if time > now:
-            await trio.sleep_until(time)
-            self.woke(time)
-        else:
-            await trio.lowlevel.checkpoint()
-            self.woke(now)
+        if now - before > _TOLERANCE / 2:
+            return 0.0  # the program was stopped just here
+        stands_still = 0 <= shows - self._showed < elapsed * _STANDS_STILL
+        self._looked_at, self._showed = now, shows
+        step = shows - now - self.ahead
+        if stands_still or abs(step) <= _TOLERANCE:
+            return 0.0
+        self.ahead += step
+        return step
 
-    def woke(self, expected: float) -> None:
-        """Note that a task runs now which was to run at `expected`."""
-        now = trio.current_time()
-        self.lag = now - expected
-        usual = max(MIN_STALL, min(2 * self._usual, _HELD_UP))
-        if self.lag > max(usual, min(self.interval / 10, self.timeout)):
-            self.missed_before = now
-        if self.lag > self.timeout:
-            self.inconclusive_before = now
-        self._usual = max(self.lag, self._usual * _DECAY)
+    @trio.lowlevel.disable_ki_protection
+    def _read(self) -> float:
+        shows = self.clock()
+        if isinstance(shows, bool) or not isinstance(shows, int | float):
+            raise TypeError(f"clock must return seconds, got {quote(shows)}")
+        if not abs(shows) <= _MAX_TIME:
+            raise ValueError(f"clock must return seconds since 1970, got {quote(shows)}")
+        return float(shows)
+
+
+@attrs.define(eq=False)
+class Schedule:
+    """The targets, by the times at which they are due next, on Trio's clock."""
+
+    clock: WallClock
+    wakeups: Wakeups
+    # Each target has one valid entry: that with its `due`. Others, of targets that are
+    # delisted or whose interval has changed, are void.
+    _heap: list[tuple[float, int, Target]] = attrs.field(
+        init=False, factory=list[tuple[float, int, Target]]
+    )
+    # So that no two entries are equal: targets can't be compared.
+    _numbers: Iterator[int] = attrs.field(init=False, factory=lambda: count(0))
+
+    def add(self, target: Target) -> None:
+        """Schedule the next run of a target: a new one, or one with a new interval."""
+        target.last_slot = None
+        self._choose_slot(target, trio.current_time())
+        heappush(self._heap, (target.due, next(self._numbers), target))
+
+    def remove(self, target: Target) -> None:
+        """Schedule no more runs of a target."""
+        target.due = -math.inf
+
+    def next_due(self) -> float:
+        """Return when to `take` a target."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def take(self, now: float) -> tuple[Target, int] | None:
+        """Return the next target, and how many of its runs are to be skipped.
+
+        Its newest run that is due is that of `last_due`. Those before are skipped. None if
+        the target is delisted, or due at another time.
+        """
+        due, _, target = self._heap[0]
+        if due != target.due:
+            heappop(self._heap)
+            return None
+        skipped = int((now - due) / target.interval)
+        target.last_slot = target.slot + skipped
+        target.last_due = self._due(target, target.last_slot) if skipped else due
+        target.slot = target.last_slot + 1
+        target.due = self._due(target, target.slot)
+        heapreplace(self._heap, (target.due, next(self._numbers), target))
+        return target, skipped
+
+    async def tidy(self, targets: Mapping[str, Target]) -> None:  # noqa: ASYNC910  # as below
+        """Drop void entries if there are too many."""
+        if len(self._heap) > 2 * len(targets) + _MAX_VOID:
+            await self._rebuild(targets)
+
+    async def follow_clock(  # noqa: ASYNC910  # as below
+        self, targets: Mapping[str, Target]
+    ) -> None:
+        """If the clock was set, schedule each target by the new time."""
+        if step := self.clock.follow():
+            passed_over = step if 0 < step < _SHORTEST_STEP else 0.0
+            await self._rebuild(targets, trio.current_time() - passed_over)
+
+    async def _rebuild(  # noqa: ASYNC910  # its caller has waited, and will again
+        self, targets: Mapping[str, Target], not_before: float | None = None
+    ) -> None:
+        """Put all targets into a new heap; schedule them anew, not before that time."""
+        heap = list[tuple[float, int, Target]]()
+        for target in list(targets.values()):
+            if self.wakeups.is_step_over():
+                await self.wakeups.let_others_run()
+            if not_before is not None:
+                self._choose_slot(target, not_before)
+            heappush(heap, (target.due, next(self._numbers), target))
+        self._heap = heap
+
+    def _choose_slot(self, target: Target, not_before: float) -> None:
+        """Let a target be due in its first slot from that time."""
+        not_before = max(not_before, target.last_due + target.interval / 2)
+        slots = (not_before + self.clock.ahead) / target.interval
+        target.slot = math.floor(slots - target.offset)
+        while (
+            target.slot == target.last_slot or self._due(target, target.slot) < not_before
+        ):
+            target.slot += 1
+        target.due = self._due(target, target.slot)
+
+    def _due(self, target: Target, slot: int) -> float:
+        return (slot + target.offset) * target.interval - self.clock.ahead

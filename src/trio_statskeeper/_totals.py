@@ -33,13 +33,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import chain, islice
 from operator import add
-from typing import Any, Literal, Protocol, TypeAlias, cast, final
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, cast, final
 from weakref import WeakValueDictionary
 
 import attrs
 
 from ._endpoint import Endpoint, checked_endpoint
 from ._exceptions import forget_tracebacks
+from ._results import ProbeResult, Reason, Result
 from ._values import (
     MAX_NUMBER,
     Distribution,
@@ -68,46 +70,6 @@ _MOST_SAMPLES = int(MAX_NUMBER) - 2**64
 # targets whose rows are dropped.
 _STEP = 500
 _EXPIRY_STEP = 100
-
-
-# Why a result was not folded in; `KeeperStatistics` explains them.
-Reason: TypeAlias = Literal[
-    "error",
-    "type",
-    "kind",
-    "bounds",
-    "negative",
-    "not-finite",
-    "overflow",
-    "map-name",
-    "map-keys",
-    "metrics",
-    "unlisted",
-]
-
-
-class ProbeResult(Protocol):
-    """The result of one probe run, as the keeper takes it from the results channel."""
-
-    @property
-    def target(self) -> str:
-        """The `Endpoint.key` of the target that was probed."""
-        ...
-
-    def metrics(self) -> Mapping[str, Value]:
-        """Return what this run adds, by metric name: a delta, no total."""
-        ...
-
-
-@attrs.frozen
-class PlainResult:
-    """A result that holds what its `metrics()` returns."""
-
-    target: str
-    deltas: Mapping[str, Value]
-
-    def metrics(self) -> Mapping[str, Value]:
-        return self.deltas
 
 
 def _copied(deltas: object) -> dict[str, Value]:
@@ -434,7 +396,9 @@ class Totals:
         """
         try:
             deltas = result.metrics()
-            if not isinstance(deltas, dict):
+            # Dicts need no copy, nor does what `Result` holds.
+            kind = type(deltas)
+            if kind is not MappingProxyType and not issubclass(kind, dict):
                 deltas = _copied(deltas)
             key = result.target
             if type(key) is not str:
@@ -480,11 +444,11 @@ class Totals:
         self.results_accepted += 1
         return None
 
-    def _postponed(self, key: str, deltas: dict[str, Value]) -> ProbeResult | None:
+    def _postponed(self, key: str, deltas: Mapping[str, Value]) -> ProbeResult | None:
         try:
             # `metrics()` of the user's own is called only once, and what it returned may
             # change until then.
-            return PlainResult(key, dict(deltas))
+            return Result(key, deltas)
         except Exception as error:  # noqa: BLE001  # a dict of the user's own
             self._reject_for(error, f"target {quote(key)}: ")
             return None

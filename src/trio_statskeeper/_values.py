@@ -18,6 +18,8 @@ from typing import TypeAlias, cast, final
 
 import attrs
 
+from ._plain_values import PlainValue
+
 # Beyond the largest float a count can be neither exported nor added to a float.
 MAX_NUMBER = sys.float_info.max
 
@@ -112,18 +114,18 @@ def checked_bounds(bounds: Iterable[float]) -> tuple[float, ...]:
     return floats
 
 
-def _gauge_value(value: float) -> int | float:
+def _not_nan(value: float) -> int | float:
     number = plain_number(value)
     if not (abs(number) <= MAX_NUMBER or abs(number) == math.inf):
         raise ValueError(
-            f"a gauge can't be NaN, nor beyond the largest float, got {quote(value)}"
+            f"a number can't be NaN, nor beyond the largest float, got {quote(value)}"
         )
     return number
 
 
 @final
 @attrs.frozen
-class Gauge:
+class Gauge(PlainValue):
     """A number that goes up and down: the newest replaces the one before.
 
     Raises:
@@ -131,7 +133,7 @@ class Gauge:
       ValueError: if `value` is NaN, or beyond the largest float. Infinity is allowed.
     """
 
-    value: int | float = attrs.field(converter=_gauge_value)
+    value: int | float = attrs.field(converter=_not_nan)
     """What was measured."""
 
     def __str__(self) -> str:
@@ -146,7 +148,7 @@ def _map_values(values: Mapping[str, int | float]) -> Mapping[str, int | float]:
 
 @final
 @attrs.frozen
-class Map:
+class Map(PlainValue):
     """Counts by key: those of equal keys add up.
 
     `Map("code", {"200": 1})` counts one response of status 200.
@@ -180,7 +182,7 @@ def _bucket_counts(counts: Iterable[int]) -> tuple[int, ...]:
 
 @final
 @attrs.frozen
-class Distribution:
+class Distribution(PlainValue):
     """How many samples fell into each bucket: a histogram.
 
     Buckets are `(lower, upper]`, as Prometheus and OpenTelemetry count them. (The
@@ -191,7 +193,7 @@ class Distribution:
       TypeError: if a bound, a count or the sum is no number.
       ValueError: if the bounds are empty, not finite or don't increase strictly; if there
         isn't one count more than there are bounds; if a count is negative; if the sum is
-        not finite.
+        not finite; if the number of samples is beyond the largest float.
     """
 
     bounds: tuple[float, ...] = attrs.field(converter=checked_bounds)
@@ -208,6 +210,10 @@ class Distribution:
             raise ValueError(
                 f"{len(self.bounds)} bounds need {len(self.bounds) + 1} bucket counts, "
                 f"got {len(self.bucket_counts)}"
+            )
+        if self.count > MAX_NUMBER:
+            raise ValueError(
+                f"the number of samples is beyond the largest float: {quote(self.count)}"
             )
 
     @property
@@ -309,6 +315,24 @@ class Distribution:
 
 Value: TypeAlias = int | float | str | Gauge | Map | Distribution
 """What a metric can be: see the table in the README for how each accumulates."""
+
+
+def plain_value(value: Value) -> Value:
+    """Return `value`; a number as exactly an int or a float, a string as exactly a str.
+
+    Raises:
+      TypeError: if it is not a value of a metric.
+      ValueError: if it is NaN, or an integer beyond the largest float.
+    """
+    if isinstance(value, Gauge | Map | Distribution):
+        return value
+    if isinstance(value, str):
+        return plain_str(value)
+    if is_number(value):
+        return _not_nan(value)
+    raise TypeError(
+        f"expected a number, string, Gauge, Map or Distribution, got {quote(value)}"
+    )
 
 
 # The keeper's own totals need no second check, which would cost more than all the rest
@@ -429,8 +453,6 @@ def format_value(value: Value) -> str:
     """Return the text of `value` as cloudprober writes it, but with floats in full."""
     if isinstance(value, str):
         return f'"{_escape(value, chr(34))}"'
-    if isinstance(value, int):
-        return str(int(value))
     if isinstance(value, float):
         if math.isinf(value):
             return "+Inf" if value > 0 else "-Inf"
@@ -451,7 +473,7 @@ def _bounds_text(bounds: tuple[float, ...]) -> str:
 
 def _format_float(number: float) -> str:
     """Return the shortest digits that read back as this float, without an exponent."""
-    digits = repr(float(number))
+    digits = repr(number)
     if "e" not in digits:
         return digits
     digits = format(Decimal(digits), "f")

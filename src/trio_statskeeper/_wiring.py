@@ -34,7 +34,7 @@ from ._fan_out import FanOut, Output
 from ._keeper import StatsKeeper
 from ._log import logger
 from ._nursery import choose, open_flat_nursery
-from ._totals import ProbeResult
+from ._results import ProbeResult
 
 T = TypeVar("T")
 

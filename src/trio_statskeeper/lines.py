@@ -4,9 +4,10 @@ Theory of operation
 ===================
 
 `write_lines` gathers a batch: the exports that wait, and those that come soon after. A
-worker thread writes their lines at once. A slow disk holds up that thread, and whoever
-sends the exports, but not the loop. Making a line takes some 10 to 20 µs, and a pass of the
-keeper may have thousands, so other tasks get a turn after each 0.7 ms of that.
+worker thread writes their lines at once (on Trio's mock clock, the loop does). A slow disk
+holds up that thread, and whoever sends the exports, but not the loop. Making a line takes
+some 10 to 20 µs, and a pass of the keeper may have thousands, so other tasks get a turn
+after each 0.7 ms of that.
 
 From the receipt of an export until it is written, nothing is cancelled: no export is lost,
 and no line torn. KeyboardInterrupt, too, waits for the end of the write.
@@ -23,7 +24,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from io import FileIO
 from pathlib import Path
 from time import perf_counter
@@ -94,8 +94,6 @@ async def write_lines(
       OSError: if the file can't be opened at the start, or standard output can't be
         written. It names the file, or `standard output`. If the other end of a pipe is
         closed, at any time, it is a BrokenPipeError.
-      ValueError: if `json` is wanted of an export that has a NaN. Those before it are
-        written.
     """
     line = to_json if json else str
     # One of its own: others may fill Trio's with threads that never end.
@@ -108,9 +106,7 @@ async def write_lines(
         file = _File(Path(path))
         try:
             # A FIFO opens when somebody reads it: that must not keep this from ending.
-            await trio.to_thread.run_sync(
-                file.open, abandon_on_cancel=True, limiter=limiter, thread_name=_THREAD_NAME
-            )
+            await _call(file.open, limiter, abandon_on_cancel=True)
             task_status.started()
             await _Writer(exports, line, file.append, str(path), limiter).run()
         finally:
@@ -302,19 +298,40 @@ class _Writer:
 
 async def _in_thread(limiter: trio.CapacityLimiter, function: Callable[[], None]) -> None:
     """Call `function` in a worker thread, and wait for its end, whatever happens."""
-    call = partial(
-        trio.to_thread.run_sync, function, limiter=limiter, thread_name=_THREAD_NAME
-    )
     with trio.CancelScope(shield=True):
         try:
-            await call()
+            await _call(function, limiter)
         except KeyboardInterrupt as interrupt:
             # In the main task, one that waits for a checkpoint keeps the thread from
             # being started, despite the shield.
             try:
-                await call()  # noqa: ASYNC120  # shielded
+                await _call(function, limiter)  # noqa: ASYNC120  # shielded
             finally:
                 raise interrupt
+
+
+async def _call(
+    function: Callable[[], None],
+    limiter: trio.CapacityLimiter,
+    *,
+    abandon_on_cancel: bool = False,
+) -> None:
+    """Call `function` in a worker thread; on Trio's mock clock, in the loop's own thread.
+
+    Tasks that wait for a thread are idle to a mock clock, which would jump ahead meanwhile.
+    """
+    # Where such a clock runs, its module was imported.
+    testing = sys.modules.get("trio.testing")
+    if testing and isinstance(trio.lowlevel.current_clock(), testing.MockClock):
+        await trio.lowlevel.checkpoint()
+        function()
+    else:
+        await trio.to_thread.run_sync(
+            function,
+            limiter=limiter,
+            abandon_on_cancel=abandon_on_cancel,
+            thread_name=_THREAD_NAME,
+        )
 
 
 # In the worker thread

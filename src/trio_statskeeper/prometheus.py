@@ -53,7 +53,7 @@ from ._newest import Series, when_gone
 from ._nursery import open_flat_nursery
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._segments import SegmentedDict
-from ._values import Distribution, Gauge, Map, Value, plain_number, quote
+from ._values import Distribution, Gauge, Map, Value, quote
 
 # Seconds of work between two checkpoints.
 _STEP_TIME = 0.0007
@@ -83,7 +83,7 @@ _PATHS = ("/", "/metrics")
 _Args = TypeVarTuple("_Args")
 
 # As Prometheus writes them.
-_NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
+_NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 
 # What the name of a sample adds to that of its family; the text of the family's label, if
 # it has one; the number.
@@ -845,5 +845,5 @@ def _escaped(text: str) -> str:
 
 
 def _number(number: float) -> str:
-    text = repr(plain_number(number))
+    text = repr(number)
     return _NOT_FINITE.get(text, text)

@@ -112,7 +112,8 @@ class Fail:
     """
 
     error: BaseException | type[BaseException] = attrs.field(validator=_error)
-    """What it raises."""
+    """What it raises: any exception. A `ProbeFailed` may carry metrics and name its `error`
+    key; an `Inconclusive` makes the run count as neither a success nor a failure."""
 
     after: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
     """Seconds until it does."""

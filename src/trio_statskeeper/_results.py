@@ -1,0 +1,86 @@
+"""What the keeper is fed: the results of probe runs, and why it rejects some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol, TypeAlias, final
+
+import attrs
+
+from ._endpoint import Endpoint
+from ._plain_values import PlainValue, read_only
+from ._values import Value, plain_str, quote
+
+Reason: TypeAlias = Literal[
+    "error",
+    "type",
+    "kind",
+    "bounds",
+    "negative",
+    "not-finite",
+    "overflow",
+    "map-name",
+    "map-keys",
+    "metrics",
+    "unlisted",
+]
+"""Why a result was rejected: see `KeeperStatistics.results_rejected`."""
+
+
+class ProbeResult(Protocol):
+    """The result of one probe run, as the keeper takes it from the results channel.
+
+    `Result` is one. A class of your own may be another: it needs no base.
+    """
+
+    @property
+    def target(self) -> str:
+        """The `Endpoint.key` of the target that was probed."""
+        ...
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return what this run adds, by metric name: a delta, not a total."""
+        ...
+
+
+def _key(target: str | Endpoint) -> str:
+    if isinstance(target, Endpoint):
+        return target.key
+    if isinstance(target, str):
+        return plain_str(target)
+    raise TypeError(f"target must be a string or an Endpoint, got {quote(target)}")
+
+
+@final
+@attrs.frozen(init=False, repr=False)
+class Result(PlainValue):
+    """The result of one probe run: a target, and what the run adds to its metrics.
+
+        await results.send(Result(endpoint, {"total": 1, "latency": 0.2}))
+
+    The keeper checks the values of the metrics, as it does for any `ProbeResult`.
+
+    Raises:
+      TypeError: if `target` is neither a string nor an `Endpoint`, or `metrics` is not a
+        mapping.
+    """
+
+    target: str
+    """The `Endpoint.key` of the target that was probed."""
+
+    _metrics: Mapping[str, Value] = attrs.field(hash=False)
+
+    # By hand, as to type checkers an attribute with a converter is not a plain `str`, which
+    # `ProbeResult` wants.
+    def __init__(self, target: str | Endpoint, metrics: Mapping[str, Value]) -> None:
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"metrics must be a mapping, got {quote(metrics)}")
+        object.__setattr__(self, "target", _key(target))
+        object.__setattr__(self, "_metrics", read_only(metrics))
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return what this run adds, by metric name; a read-only copy."""
+        return self._metrics
+
+    def __repr__(self) -> str:
+        return f"Result({self.target!r}, {dict(self._metrics)!r})"

@@ -1,70 +1,54 @@
-"""Ask DNS servers for names, and print live statistics of each as cloudprober lines.
+"""Ask DNS servers for names, and print live statistics as cloudprober lines.
 
-SERVER is ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT, as in example.com@192.0.2.53; it is asked
-for an IPv4 address (A), over UDP. That the name exists (NOERROR) or not (NXDOMAIN) is a
-success, and `rcode` counts them. Any other answer (SERVFAIL, ...), or none, is a failure.
-Without arguments it asks a server of its own on loopback for a name that exists, one that
-does not, and one with which it fails. Ctrl-C ends it.
+SERVER is ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT, as in example.com@192.0.2.53. It is asked
+for an IPv4 address (A), over UDP. NOERROR and NXDOMAIN are successes; another rcode, or no
+answer, is a failure; `rcode` counts each. Latency is the time until the answer. The lag of
+the program's own event loop adds to it: see `loop_lag` (`--prometheus`, `--otlp`). Without
+arguments it asks a server on loopback for a name that exists, one that does not, and one
+for which it answers SERVFAIL. Press Ctrl-C to stop.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 
 import dns.asyncbackend
 import dns.asyncquery
-import dns.exception
-import dns.inet
 import dns.message
-import dns.name
 import dns.rcode
-import servers
 import shared
+from dns_names import dns_server, name_at_server
 
-from trio_statskeeper import Endpoint, Map, Value
+from trio_statskeeper import Endpoint, Map, ProbeFailed, Prober, StatsKeeper, open_keeper
 
 TRIO = dns.asyncbackend.get_backend("trio")
 
 
-class UselessAnswerError(Exception):
-    """The server answered, but does not tell whether the name exists."""
-
-
-async def probe(endpoint: Endpoint) -> Mapping[str, Value]:
+async def probe(endpoint: Endpoint) -> dict[str, Map]:
     """Ask the endpoint's server for its name once."""
     query = dns.message.make_query(endpoint.labels["name"], "A")
     server, port = endpoint.labels["server"], int(endpoint.labels["port"])
     answer = await dns.asyncquery.udp(query, server, port=port, backend=TRIO)
     rcode = dns.rcode.to_text(answer.rcode())
+    metrics = {"rcode": Map("rcode", {rcode: 1})}
     if rcode not in ("NOERROR", "NXDOMAIN"):
-        raise UselessAnswerError(rcode)
-    return {"rcode": Map("rcode", {rcode: 1})}
+        raise ProbeFailed(rcode, metrics=metrics)
+    return metrics
 
 
-async def main(args: argparse.Namespace) -> None:
-    async with AsyncExitStack() as stack:
-        endpoints = args.targets
-        if not endpoints:
-            questions = await stack.enter_async_context(servers.dns_server())
-            endpoints = [name_at_server(question) for question in questions]
-        await shared.probe_until_the_end(args, "dns", probe, endpoints)
-
-
-def name_at_server(text: str) -> Endpoint:
-    name, _, server = text.rpartition("@")
-    if not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME@SERVER")
-    try:
-        dns.name.from_text(name)
-    except (dns.exception.DNSException, UnicodeError) as error:
-        raise argparse.ArgumentTypeError(f"{name!r} is not a name: {error}") from None
-    with_port = f"[{server}]:53" if dns.inet.is_address(server) else server
-    at = shared.host_and_port(with_port)
-    if not dns.inet.is_address(at.name):
-        raise argparse.ArgumentTypeError(f"{at.name!r} is not an IP address")
-    return Endpoint(text, labels={"name": name, "server": at.name, "port": str(at.port)})
+async def main(args: argparse.Namespace) -> int:
+    async with nullcontext(args.targets) if args.targets else dns_server() as targets:
+        keeper = StatsKeeper(
+            "dns", "example", targets, export_interval=args.export_interval
+        )
+        prober = Prober(probe, keeper, interval=args.interval, timeout=args.timeout)
+        async with (
+            shared.open_outputs(args, [keeper, prober]) as exports,
+            open_keeper(keeper, exports) as results,
+        ):
+            await (prober.run_once if args.once else prober.run)(results)
+    return shared.status(args, keeper)
 
 
 if __name__ == "__main__":

@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 from trio_statskeeper import EventMetrics
+from trio_statskeeper.lines import from_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+TIMEOUT = 60  # seconds; nothing takes that long, even on a slow machine
 
-def start(program: str, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+
+@contextmanager
+def start(program: str, *args: str, **env: str):
+    """Start a program, which is killed after TIMEOUT, and at the end of the block."""
+    with subprocess.Popen(
         [sys.executable, EXAMPLES / program, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        env={**os.environ, **env},
+    ) as process:
+        timer = Timer(TIMEOUT, process.kill)
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            process.kill()
+
+
+def run(program: str, *args: str, **env: str) -> tuple[int, str, str]:
+    """Run a program to its end; return its status, output and errors."""
+    with start(program, *args, **env) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    return process.returncode, output, errors
 
 
 def assert_harmless(errors: str) -> None:
-    """Check that standard error tells the progress and the targets that fail, no more."""
-    progress, *failures = errors.splitlines()
+    """Check that standard error has the progress and failing targets, nothing else."""
+    progress, *rest = errors.splitlines()
     assert re.fullmatch(
-        r"Probing every .* s, exporting every .* s. Ctrl-C ends it.", progress
+        r"Probing every .* s, exporting every .* s\. Press Ctrl-C to stop\.", progress
     )
-    for line in failures:
-        assert re.match(r".+: probe failed: \w+|prober: \d+ more lines", line)
+    assert_only_failures(rest)
+
+
+def assert_only_failures(lines: list[str]) -> None:
+    for line in lines:
+        assert re.match(
+            r".+: (probe failed: \w+|recovered after \d+)|prober.*: \d+ more lines", line
+        )
 
 
 def exports_by_target(output: str) -> dict[str, list[EventMetrics]]:
@@ -41,13 +70,22 @@ def exports_by_target(output: str) -> dict[str, list[EventMetrics]]:
     return dict(exports)
 
 
+def probe_once(program: str, *args: str, **env: str) -> tuple[int, dict[str, EventMetrics]]:
+    """Run `program` with `--once`; return its status, and each target's export."""
+    # A timeout so long that only servers that never answer run into it.
+    options = ("--once", "--json", "--timeout", "30")
+    status, output, errors = run(program, *options, *args, **env)
+    assert_only_failures(errors.splitlines())
+    exports = [from_json(line) for line in output.splitlines()]
+    by_target = {export.labels["dst"]: export for export in exports}
+    assert len(by_target) == len(exports)
+    return status, by_target
+
+
 def last_exports(
     program: str, *args: str, targets: int, signum: int = signal.SIGINT
 ) -> dict[str, EventMetrics]:
-    """Run `program` until it has exported that many targets; return its last exports.
-
-    However slow the machine is: it takes the time that it takes.
-    """
+    """Run `program` until it has exported that many targets; return its last exports."""
     exported = set()
     with start(program, "--interval", "0.1", "--export-interval", "0.25", *args) as process:
         while len(exported) < targets:
@@ -55,7 +93,7 @@ def last_exports(
             assert line, process.stderr.read()
             exported |= exports_by_target(line).keys()
         process.send_signal(signum)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
     assert_harmless(errors)
     exports = exports_by_target(output)
@@ -65,8 +103,7 @@ def last_exports(
 
 def assert_refused(program: str, args: list[str], message: str) -> None:
     """Check that bad arguments end `program` with one line and status 2."""
-    with start(program, *args) as process:
-        output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output) == (2, "")
+    status, output, errors = run(program, *args)
+    assert (status, output) == (2, "")
     assert errors.startswith(f"{program}: {message}")
     assert errors.count("\n") == 1

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack, suppress
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, pairwise
 
@@ -29,16 +28,14 @@ from real_servers import TIMEOUT, free_port, get
 MEMBERS = range(4)
 SUCCESSES = "probe_success_total"
 STARTED = r"^prober (\d+) \(pid (\d+)\) probes (\d+) of (\d+) targets; metrics at (.+)$"
-STOPPED = r"^prober \d+ probes no more; it ends in .+ s$"
-ENDED = r"^prober (\d+) has ended with status (.+); it is started again$"
-
-start = partial(programs.start, "fleet.py")
+STOPPED = r"^prober \d+ has stopped probing; it ends in .+ s$"
+ENDED = r"^prober (\d+) ended with status (.+); restarting$"
 
 
 @pytest.fixture
 def owner(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module("fleet").owner
+    return importlib.import_module("fleet_prober").owner
 
 
 # The share of each
@@ -397,9 +394,10 @@ def test_the_probers_end_with_a_fleet_that_is_killed(start_fleet):
 def test_a_port_in_use_ends_it_with_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with start("--probers", "1", "--port", str(port)) as program:
-            output, errors = program.communicate(timeout=TIMEOUT)
-    assert (program.returncode, output) == (1, "")
+        status, output, errors = programs.run(
+            "fleet.py", "--probers", "1", "--port", str(port)
+        )
+    assert (status, output) == (1, "")
     assert errors.startswith(f"can't listen on 127.0.0.1:{port}: Address already in use")
     assert errors.count("\n") == 1
 
@@ -408,9 +406,9 @@ def test_a_port_in_use_ends_it_with_one_line():
     ("args", "message"),
     [
         (["example.com"], "argument URL: 'example.com' is not an http:// or https:// URL"),
-        (["--probers", "0"], "argument --probers: '0' is not a whole number above 0"),
-        (["--probers", "two"], "argument --probers: 'two' is not a whole number above 0"),
-        (["--port", "-1"], "argument --port: '-1' is not a whole number above 0"),
+        (["--probers", "0"], "argument --probers: '0' is not a positive integer"),
+        (["--probers", "two"], "argument --probers: 'two' is not a positive integer"),
+        (["--port", "-1"], "argument --port: '-1' is not a positive integer"),
         (["--port", "65533"], "there are no 4 ports from 65533 on"),
         (["--interval", "0"], "argument --interval: '0' is not finite and above 0"),
         (["--timeout", "x"], "argument --timeout: 'x' is not a number of seconds"),
@@ -423,10 +421,9 @@ def test_bad_arguments_end_it_with_one_line_and_status_2(args, message):
     assert_refused("fleet.py", args, message)
 
 
-def test_help_tells_what_it_does_and_each_option():
-    with start("--help") as program:
-        output, _ = program.communicate(timeout=TIMEOUT)
-    assert program.returncode == 0
+def test_help_describes_it_and_each_option():
+    status, output, _ = programs.run("fleet.py", "--help")
+    assert status == 0
     options = "--probers --port --interval --timeout --export-interval --linger"
     for text in ("URL", "Prometheus", "Ctrl-C", *options.split()):
         assert text in output

@@ -1,4 +1,4 @@
-"""examples/watch.py, as a user runs it: in a terminal, and in none."""
+"""The live table of examples/probe_http.py, as a user sees it on a terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from pathlib import Path
 import pyte
 import pytest
 
-from trio_statskeeper import EventMetrics
-
-PROGRAM = Path(__file__).parents[2] / "examples/watch.py"
-# A timeout so long that only the closed port fails.
+PROGRAM = Path(__file__).parents[2] / "examples/probe_http.py"
+# A timeout so long that no run exceeds it.
 FAST = ("--interval", "0.1", "--timeout", "10", "--export-interval", "0.25")
 WIDTH, HEIGHT = 80, 24
 
@@ -40,20 +38,24 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 class Terminal:
     """A program in a terminal of its own, and what one sees there."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, **env: str) -> None:
         self.screen = pyte.Screen(WIDTH, HEIGHT)
         self._emulator = pyte.ByteStream(self.screen)
         self._keyboard, inside = pty.openpty()
         size = struct.pack("HHHH", HEIGHT, WIDTH, 0, 0)
         fcntl.ioctl(inside, termios.TIOCSWINSZ, size)
         # What the tests' own environment says about its terminal is not meant here.
-        env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        inherited = {
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "PYTHONPATH")
+            if name in os.environ
+        }
         self.program = subprocess.Popen(
             [sys.executable, "-c", IN_FOREGROUND, PROGRAM, *args],
             stdin=inside,
             stdout=inside,
             stderr=inside,
-            env={**env, "TERM": "xterm-256color", "PYTHONUTF8": "1"},
+            env={**inherited, "TERM": "xterm-256color", "PYTHONUTF8": "1", **env},
             start_new_session=True,
         )
         os.close(inside)
@@ -77,8 +79,11 @@ class Terminal:
             self._read(deadline)
 
     def press_ctrl_c(self) -> int:
-        """Return the exit status, when all that the program wrote since is read."""
         os.write(self._keyboard, b"\x03")
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return the exit status, when all that the program wrote is read."""
         deadline = time.monotonic() + 30
         try:
             while True:
@@ -101,10 +106,10 @@ class Terminal:
 
 def test_in_a_terminal_it_shows_a_table_that_stays_there_when_ctrl_c_ends_it():
     with Terminal(*FAST) as terminal:
-        well = rf"http://127\.0\.0\.1:\d+/{NUMBERS}"
-        flaky = rf"http://127\.0\.0\.1:\d+/flaky{NUMBERS}"
+        healthy = rf"http://127\.0\.0\.1:\d+/{NUMBERS}"
+        flaky = rf"http://127\.0\.0\.1:\d+/flaky(?:{NUMBERS}|{NO_LATENCY})"
         closed = rf"http://127\.0\.0\.1:\d+/{NO_LATENCY}"
-        table = rf"(?m)^{HEADER}\n{well}\n{flaky}\n{closed}"
+        table = rf"(?m)^{HEADER}\n{healthy}\n{flaky}\n{closed}"
         terminal.read_until(table)
         assert terminal.press_ctrl_c() == 0
         # The ^C that terminals show has not pushed it down, nor is it left in it.
@@ -143,26 +148,28 @@ def test_a_long_url_is_shortened_in_its_middle_so_that_no_row_is_wrapped():
 def test_of_more_targets_than_there_is_room_for_the_worst_are_shown():
     urls = [f"http://127.0.0.1:1/{number}" for number in range(30)]
     with Terminal(*FAST, *urls) as terminal:
-        terminal.read_until(rf"(?m)^{HEADER}\n(.+ s ago\n){{22}}… 8 that do no worse\Z")
+        terminal.read_until(
+            rf"(?m)^{HEADER}\n(.+ s ago\n){{22}}… 8 more, none of them worse\Z"
+        )
         assert terminal.press_ctrl_c() == 0
 
 
-def test_where_there_is_no_terminal_it_prints_lines():
-    program = subprocess.run(
-        [sys.executable, PROGRAM, *FAST, "--for", "1.5"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    exports = [EventMetrics.parse(line) for line in program.stdout.splitlines()]
-    assert len({export.labels["dst"] for export in exports}) == 3
-    assert exports[-1].metrics["total"] > 0
+@pytest.mark.parametrize("option", ["--lines", "--json"])
+def test_lines_and_json_are_printed_on_a_terminal_if_asked_for(option):
+    with Terminal(*FAST, option) as terminal:
+        terminal.read_until(r"(?m)^1\d+ labels=|^\{\"timestamp\"")
+        assert terminal.press_ctrl_c() == 0
+        assert not re.search(HEADER, terminal.text)
 
 
-def test_help_tells_what_it_does_and_each_option():
-    program = subprocess.run(
-        [sys.executable, PROGRAM, "--help"], capture_output=True, text=True, check=True
-    )
-    for word in ("table", "URL", "--interval", "--timeout", "--export-interval", "--for"):
-        assert word in program.stdout
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
+    with Terminal(*FAST, TERM="dumb") as terminal:
+        terminal.read_until(r"(?m)^1\d+ labels=ptype=http")
+        assert terminal.press_ctrl_c() == 0
+
+
+def test_a_table_of_one_run_each_stays_there():
+    url = "http://127.0.0.1:1/"
+    with Terminal("--once", url) as terminal:
+        terminal.read_until(rf"(?m)^{HEADER}\n{url}{NO_LATENCY}\Z")
+        assert terminal.wait() == 1

@@ -329,6 +329,14 @@ async def test_the_statistics_of_keepers_and_probers_are_shown_as_they_are_now()
     assert 'statskeeper_results_accepted_total{ptype="http",probe="homepage"} 1' in lines
 
 
+async def test_the_statistics_of_a_prober_are_shown_beside_those_of_its_keeper():
+    keeper = make_keeper()
+    prober = Prober(trio.sleep_until, keeper, interval=1, timeout=1)
+    lines = await samples(PrometheusExporter(statistics_of=[keeper, prober]))
+    assert 'statskeeper_targets_tracked{ptype="http",probe="homepage"} 0' in lines
+    assert 'statskeeper_prober_running{ptype="http",probe="homepage"} 0' in lines
+
+
 async def test_without_created_the_statistics_have_none_and_with_it_they_have():
     keeper = make_keeper()
     line = "# TYPE statskeeper_results_accepted_created gauge"

@@ -22,6 +22,7 @@ from trio_statskeeper import (
     EventMetrics,
     Prober,
     StatsKeeper,
+    _fan_out,
     open_keeper,
     open_outputs,
 )
@@ -116,7 +117,7 @@ async def sleeps() -> None:
 )
 def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
     async def main() -> None:
-        with trio.move_on_after(2.25 if end is sleeps else 100) as scope:
+        with trio.move_on_after(1.75 if end is sleeps else 100) as scope:
             async with (
                 open_outputs(recorder.run, stuck, grace=3) as exports,
                 open_keeper(make_keeper("ab"), exports) as results,
@@ -127,7 +128,7 @@ def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
                 await results.send(one("b"))
                 await end()
         assert scope.cancelled_caught == (end is sleeps)
-        assert trio.current_time() == 3 + (2.25 if end is sleeps else 1.5)
+        assert trio.current_time() == 3 + (1.75 if end is sleeps else 1.5)
 
     recorder = Recorder()
     if raised is None:
@@ -264,6 +265,17 @@ async def test_an_output_that_took_all_but_did_not_return_is_named_too(
     assert "lingering: was cancelled before it returned; 0 exports" in message
 
 
+async def test_without_a_grace_an_output_is_named_though_not_all_was_passed_on_to_it(
+    autojump_clock, caplog, monkeypatch
+):
+    monkeypatch.setattr(_fan_out, "_STEP", 0)
+    async with open_outputs(stuck, grace=0) as exports:
+        for target in range(50):
+            await exports.send(EventMetrics(0, 0, {"dst": str(target)}, {"total": 1}))
+    (message,) = caplog.messages
+    assert message.startswith("test_wiring.stuck: was cancelled before it returned; ")
+
+
 async def test_a_keeper_whose_exports_nobody_receives_is_cancelled_after_the_grace(
     autojump_clock, caplog
 ):
@@ -307,6 +319,27 @@ def test_a_second_ctrl_c_ends_it_at_once(grace):
     assert recorder.totals == {"a": 1}
 
 
+def test_ctrl_c_while_a_cancelled_block_ends_ends_it_at_once():
+    async def main() -> None:
+        with trio.move_on_after(1):
+            try:
+                async with open_outputs(stuck, grace=100):
+                    trio.lowlevel.spawn_system_task(press_ctrl_c_after, 2)
+                    await trio.sleep_forever()
+            finally:
+                ended_at.append(trio.current_time())
+
+    ended_at: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert ended_at == [2]
+
+
+async def press_ctrl_c_after(seconds: float) -> None:
+    await trio.sleep(seconds)
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(caplog):
     async def main() -> None:
         send, _ = trio.open_memory_channel[EventMetrics](0)
@@ -316,14 +349,10 @@ def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(capl
                 open_keeper(make_keeper("a"), send, grace=100) as results,
             ):
                 await results.send(one("a"))
-                trio.lowlevel.spawn_system_task(press_ctrl_c_after_a_second)
+                trio.lowlevel.spawn_system_task(press_ctrl_c_after, 1)
                 raise THE_ERROR
         finally:
             ended_at.append(trio.current_time())
-
-    async def press_ctrl_c_after_a_second() -> None:
-        await trio.sleep(1)
-        signal.raise_signal(signal.SIGINT)
 
     ended_at: list[float] = []
     with pytest.raises(KeyboardInterrupt):
@@ -391,11 +420,13 @@ async def test_it_can_be_cancelled_while_outputs_start(autojump_clock):
 
 
 async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_clock, caplog):
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        async with open_outputs(stuck):
-            pytest.fail("the block has begun")
-    assert scope.cancelled_caught
+    send, _ = trio.open_memory_channel[EventMetrics](0)
+    for opened in open_outputs(stuck), open_keeper(make_keeper("a"), send):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with opened:
+                pytest.fail("the block has begun")
+        assert scope.cancelled_caught
     assert caplog.messages == []
 
 
@@ -529,7 +560,10 @@ async def test_a_clone_of_the_results_that_stays_open_delays_nothing(autojump_cl
     assert recorder.totals == {"a": 100}
 
 
-async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(autojump_clock):
+async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(_fan_out, "_STEP", 0)
     recorder = Recorder()
     async with open_outputs(recorder.run) as exports:
         clone = exports.clone()

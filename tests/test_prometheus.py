@@ -335,7 +335,7 @@ async def test_without_created_the_statistics_have_none_and_with_it_they_have():
 
 
 def test_wrong_statistics_are_refused():
-    with pytest.raises(TypeError, match="those of keepers and probers, got None"):
+    with pytest.raises(TypeError, match="must be keepers and probers, got None"):
         PrometheusExporter(statistics_of=[None])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
+from weakref import ref
 
 import attrs
 import httpcore2
@@ -21,8 +23,10 @@ from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     Prober,
+    ProbeResult,
     StatsKeeper,
     _fan_out,
+    fan_out,
     open_keeper,
     open_outputs,
 )
@@ -472,6 +476,33 @@ async def test_an_output_with_a_bug_ends_the_block_and_the_others_get_the_last_t
     assert caplog.messages == []
 
 
+async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
+    class BugError(Exception):
+        """One that can be referred to weakly."""
+
+    async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await exports.receive()
+        raise BugError
+
+    async def block() -> None:
+        async with (
+            open_outputs(bug) as exports,
+            open_keeper(make_keeper("a"), exports) as results,
+        ):
+            await results.send(one("a"))
+            await trio.sleep_forever()
+
+    gc.disable()
+    try:
+        try:
+            await block()
+        except BugError as error:
+            raised = ref(error)
+        assert raised() is None
+    finally:
+        gc.enable()
+
+
 async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_channel(
     autojump_clock, caplog
 ):
@@ -576,6 +607,20 @@ async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(
 
 
 # The library's own outputs
+
+
+async def test_the_same_in_a_nursery_of_ones_own_ends_with_the_results():
+    prometheus = PrometheusExporter(0)
+    results, results_receive = trio.open_memory_channel[ProbeResult](1)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    recorder = Recorder()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_keeper("a").run, results_receive, exports_send)
+        await nursery.start(fan_out, exports, prometheus.run, recorder.run)
+        assert prometheus.address is not None
+        async with results:
+            await results.send(one("a"))
+    assert recorder.totals == {"a": 1}
 
 
 async def test_prometheus_listens_while_the_block_runs(caplog):

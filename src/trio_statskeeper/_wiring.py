@@ -188,6 +188,7 @@ class _Background:
     def fail(self, error: BaseException) -> None:
         """Cancel the block, and have `error` raised when all has ended."""
         self._raised.append(error)
+        del error  # the Cancelled of the block refers to this frame
         self._block.cancel()
 
     @asynccontextmanager

@@ -423,6 +423,21 @@ async def test_it_can_be_cancelled_while_outputs_start(autojump_clock):
     assert scope.cancelled_caught
 
 
+def test_ctrl_c_while_outputs_start_is_raised_bare():
+    async def starts_late(  # noqa: ASYNC114, ASYNC128
+        exports: object, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        trio.lowlevel.spawn_system_task(press_ctrl_c_after, 1)
+        async with open_outputs(starts_late, stuck):
+            pytest.fail("the block has begun")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+
+
 async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_clock, caplog):
     send, _ = trio.open_memory_channel[EventMetrics](0)
     for opened in open_outputs(stuck), open_keeper(make_keeper("a"), send):

@@ -448,7 +448,21 @@ def ctrl_c_in_targets(went_on: list[str]) -> Callable[..., Any]:
     return partial(make_keeper(targets).run, channel_of())
 
 
-@pytest.mark.parametrize("make", [ctrl_c_in_a_probe, ctrl_c_in_targets])
+def ctrl_c_in_an_output(went_on: list[str]) -> Callable[..., Any]:
+    async def output(exports: trio.MemoryReceiveChannel[Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append("output")
+
+    async def run(_: object) -> None:
+        async with open_outputs(output):
+            await trio.sleep_forever()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "make", [ctrl_c_in_a_probe, ctrl_c_in_targets, ctrl_c_in_an_output]
+)
 def test_ctrl_c_ends_a_function_of_the_users_that_may_be_endless(make):
     async def main() -> None:
         send, receive = trio.open_memory_channel[Any](0)

@@ -83,6 +83,18 @@ async def test_it_has_started_when_all_outputs_have_that_can_tell(autojump_clock
     assert trio.current_time() == 2
 
 
+async def test_an_output_that_is_cancelled_after_the_exports_have_ended_is_named(
+    autojump_clock, caplog
+):
+    async def stuck(exports):
+        await trio.sleep_forever()
+
+    with trio.move_on_after(1):
+        await fan_out(channel_of(export("a", 1)), stuck)
+    (message,) = caplog.messages
+    assert "stuck: was cancelled before it returned; 1 exports" in message
+
+
 async def test_an_output_that_cannot_start_keeps_fan_out_from_starting(nursery):
     async def cannot_start(exports, *, task_status):  # noqa: ASYNC114, ASYNC128
         await trio.lowlevel.checkpoint()

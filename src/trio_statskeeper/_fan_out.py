@@ -92,13 +92,12 @@ class FanOut:
     exports: trio.MemoryReceiveChannel[EventMetrics]
     outputs: Sequence[Output]
     fail: Callable[[BaseException], None] | None = None
-    """Called with what an output raises once all have started, if the others are to go on
-    until the exports end. None: it is raised."""
+    """Called with what an output raises, if the others are to go on until the exports end.
+    None: it is raised."""
 
     # Those that still get exports.
     _active: list[_Feed] = attrs.field(init=False, factory=list["_Feed"])
     _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
-    _all_started: bool = attrs.field(init=False, default=False)
     _ended: bool = attrs.field(init=False, default=False)
 
     @trio.lowlevel.enable_ki_protection
@@ -139,7 +138,6 @@ class FanOut:
     ) -> None:
         for feed in feeds:
             await feed.has_started.wait()
-        self._all_started = True
         started()
 
     @trio.lowlevel.enable_ki_protection
@@ -165,7 +163,7 @@ class FanOut:
                     feed.name,
                     feed.untaken,
                 )
-            if cancelled or not self._all_started or self.fail is None:
+            if cancelled or self.fail is None:
                 raise
             self.fail(error)
         finally:

@@ -331,7 +331,6 @@ class PrometheusExporter(Collector):
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD_TIMEOUT * 1000)
             )
 
-        @trio.lowlevel.enable_ki_protection
         async def answer(scope: _Message, receive: _Receive, send: _Send) -> None:
             with connections.answering():
                 await self._answer(scope, receive, send)

@@ -111,6 +111,22 @@ async def test_every_output_gets_every_export_in_order(two):
     assert two.received == [[("a", 1), ("b", 1), ("a", 2)]] * 2
 
 
+async def test_exports_stay_in_the_order_of_their_pass_when_a_target_joins(nursery):
+    async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        async for each in exports:
+            received.append(each.labels["dst"])
+
+    received: list[str] = []
+    send, exports = trio.open_memory_channel[EventMetrics](math.inf)
+    nursery.start_soon(fan_out, exports, output)
+    with send:
+        for targets in "ac", "abc", "abc":
+            for target in targets:
+                send.send_nowait(export(target, 1))
+            await wait_all_tasks_blocked()
+    assert "".join(received) == "acabcabc"
+
+
 async def test_a_stuck_output_delays_neither_the_sender_nor_the_others(two):
     await two.listen(1)
     for total in range(100):

@@ -175,6 +175,8 @@ class FanOut:
         async for received in self.exports:
             export = received
             pause_at = perf_counter() + _STEP
+            for feed in self._active:
+                feed.settle()  # else a newer export would take the place of one that is gone
             with suppress(trio.WouldBlock, trio.EndOfChannel):
                 while True:
                     self._put(export)
@@ -288,7 +290,7 @@ class _Feed:
         if self._send.statistics().open_receive_channels == 1:
             self.stop("closed its channel")
             return []
-        untaken = self._settle()
+        untaken = self.settle()
         first = self.waiting.first(_BUFFER + 1)
         if len(first) < untaken or not all(map(is_, self._offered, first)):
             # One was replaced, or is stale.
@@ -303,7 +305,7 @@ class _Feed:
             self._idle.unpark()
         return first[len(self._offered) :]
 
-    def _settle(self) -> int:
+    def settle(self) -> int:
         """Remove what the output has taken; return how many are offered and not taken."""
         channel = self._send.statistics()
         untaken = channel.current_buffer_used + channel.tasks_waiting_send
@@ -348,7 +350,7 @@ class _Feed:
         """Drop what waits, and pass on nothing more."""
         if self in self._active:
             self._active.remove(self)
-            self._settle()
+            self.settle()
             in_channel = self.recall.statistics().current_buffer_used
             self._dropped = len(self.waiting) - in_channel
         self._send.close()

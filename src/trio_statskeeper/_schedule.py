@@ -116,7 +116,6 @@ class Schedule:
 
     def add(self, target: Target) -> None:
         """Schedule the next run of a target: a new one, or one with a new interval."""
-        target.last_slot = None
         self._choose_slot(target, trio.current_time())
         heappush(self._heap, (target.due, next(self._numbers), target))
 

@@ -89,6 +89,44 @@ def test_a_program_that_is_stopped_misses_its_runs_and_blames_no_target():
     assert {tuple(counts) for counts in hanging} <= {(1, 1, 0), (0, 0, 1)}
 
 
+# Uses up all file descriptors, probes, and writes what came of it.
+WITHOUT_FILES = """
+import json, math, os, resource, trio
+from trio_statskeeper import Endpoint, Prober
+
+async def probe(endpoint):
+    await trio.open_tcp_stream(endpoint.name, 1)
+
+async def main():
+    send, results = trio.open_memory_channel(math.inf)
+    targets = [Endpoint("127.0.0.1"), Endpoint("localhost")]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    files = []
+    try:
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        await Prober(probe, targets, interval=1, timeout=10).run_once(send)
+    print(json.dumps([
+        [metrics["total"], metrics["inconclusive"], dict(metrics["error"].values)]
+        async for metrics in (result.metrics() async for result in results)
+    ]))
+
+trio.run(main)
+"""
+
+
+def test_a_program_without_file_descriptors_blames_no_target():
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FILES],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(process.stdout) == [[0, 1, {"OSError-EMFILE": 1}]] * 2
+
+
 @asynccontextmanager
 async def running(
     probe: Callable[[Endpoint], Awaitable[None]], *keys: str

@@ -227,6 +227,12 @@ async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other
         run.end()
     with pytest.raises(Delisted):
         await run.wait(full.acquire_nowait, full.acquire)
+    probe = hanging()
+    prober = make_prober(probe, [])
+    async with running(prober):
+        with pytest.raises(Delisted):
+            await prober._state.session.runs._measure(run, due=0, started=0)
+    assert not probe.calls
 
 
 async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):

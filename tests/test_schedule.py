@@ -14,7 +14,7 @@ from probing import A, B, hanging, make_prober, running, slow, times, well
 from trio_statskeeper import Endpoint, Prober, ProbeResult, StatsKeeper, _wakeups
 from trio_statskeeper._schedule import Schedule, WallClock, offset_of
 from trio_statskeeper._targets import Target
-from trio_statskeeper._wakeups import Wakeups
+from trio_statskeeper._wakeups import Stalls, Wakeups
 
 KEYS = [str(i) for i in range(20)]
 TARGETS = [Endpoint(key) for key in KEYS]
@@ -147,6 +147,26 @@ async def test_a_clock_that_stands_still_is_not_followed(autojump_clock):
         assert gaps == pytest.approx([5] * 19, abs=1e-5)
 
 
+async def test_a_clock_that_stands_still_is_not_followed_when_looked_at_twice(
+    autojump_clock,
+):
+    wall_clock = WallClock(lambda: 1.7e9)
+    await trio.sleep(100)
+    assert not wall_clock.follow()
+    assert not wall_clock.follow()
+
+
+@pytest.mark.parametrize("step", [-7_200, 0.3, 7_200])
+async def test_a_clock_that_was_set_is_followed_at_once(autojump_clock, step):
+    clock = Clock()
+    wall_clock = WallClock(clock)
+    await trio.sleep(1)
+    clock.ahead = step
+    assert wall_clock.follow() == pytest.approx(step)
+    await trio.sleep(1)
+    assert wall_clock.follow() == 0
+
+
 async def test_a_program_that_is_stopped_as_it_reads_the_clock_does_not_believe_it(
     autojump_clock,
 ):
@@ -222,7 +242,11 @@ async def test_a_function_may_go_with_a_number(autojump_clock):
     assert len(times(probe, "a")) == 5
 
 
-async def test_each_result_comes_at_the_deadline_of_its_own_target(autojump_clock):
+@pytest.mark.parametrize("step_time", [0, 1])
+async def test_each_result_comes_at_the_deadline_of_its_own_target(
+    autojump_clock, monkeypatch, step_time
+):
+    monkeypatch.setattr(_wakeups, "_STEP_TIME", step_time)
     timeouts = {"a": 0.3, "b": 12, "c": 0.3, "d": 2.5}
 
     async def stubborn(endpoint: Endpoint) -> None:
@@ -280,9 +304,12 @@ async def test_a_run_that_waits_begins_when_its_target_gets_more_time(autojump_c
     async with running(prober):
         await trio.sleep(9.5)
         assert prober.statistics().running == 1
+        timeout = 3.0
+        await trio.sleep(2)
+        assert prober.statistics().running == 3
         timeout = 2.0
-        await trio.sleep(1)
-        assert prober.statistics().running == 2
+        await trio.sleep(2)
+        assert prober.statistics().running == 3
 
 
 @pytest.mark.parametrize(
@@ -442,6 +469,15 @@ async def test_a_stall_makes_runs_inconclusive_whose_timeout_is_shorter(autojump
             assert (metrics["inconclusive"], metrics["timeouts"]) == (
                 (1, 0) if key == "a" else (0, 1)
             )
+
+
+def test_the_newest_stall_above_a_length_is_found_though_shorter_ones_came_later():
+    stalls = Stalls()
+    stalls.add(5, 10)
+    stalls.add(2, 20)
+    assert [stalls.newest_above(length) for length in (1, 3, 6)] == [20, 10, -math.inf]
+    stalls.add(5, 30)
+    assert [stalls.newest_above(length) for length in (1, 3, 6)] == [30, 30, -math.inf]
 
 
 # A keeper's prober

@@ -357,13 +357,11 @@ class Prober:
     async def _probe_on(self, endpoints: list[Endpoint], session: _Session) -> None:
         """Start each run when it is due, forever."""
         wakeups, schedule, listing = session.wakeups, session.schedule, session.listing
-        list_at = trio.current_time()
         while True:
             await listing.update(endpoints)
             interval = min(listing.shortest_interval, _MAX_LISTING_INTERVAL)
             pulse = min(max(interval * _PULSE, _MIN_PULSE), _MAX_PULSE)
-            now = trio.current_time()
-            list_at = list_at + interval if list_at + interval > now else now + interval
+            list_at = trio.current_time() + interval
             while (due := schedule.next_due()) < list_at or list_at > trio.current_time():
                 now = trio.current_time()
                 if due > now or wakeups.is_step_over():

@@ -41,6 +41,9 @@ _STANDS_STILL = 0.9
 # Far beyond seconds since 1970, but not beyond milliseconds.
 _MAX_TIME = 1e12
 
+# Entries of the heap, with their targets, that are freed at once.
+_FREED_BATCH = 100
+
 # Entries of the heap that may be void, besides one for each target.
 _MAX_VOID = 1_000
 
@@ -116,7 +119,6 @@ class Schedule:
 
     def add(self, target: Target) -> None:
         """Schedule the next run of a target: a new one, or one with a new interval."""
-        target.last_slot = None
         self._choose_slot(target, trio.current_time())
         heappush(self._heap, (target.due, next(self._numbers), target))
 
@@ -170,7 +172,11 @@ class Schedule:
             if not_before is not None:
                 self._choose_slot(target, not_before)
             heappush(heap, (target.due, next(self._numbers), target))
-        self._heap = heap
+        old, self._heap = self._heap, heap
+        while old:  # freeing many objects at once stalls the loop
+            if self.wakeups.is_step_over():
+                await self.wakeups.let_others_run()
+            del old[-_FREED_BATCH:]
 
     def _choose_slot(self, target: Target, not_before: float) -> None:
         """Let a target be due in its first slot from that time."""

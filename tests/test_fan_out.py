@@ -113,8 +113,7 @@ async def test_every_output_gets_every_export_in_order(two):
 
 async def test_exports_stay_in_the_order_of_their_pass_when_a_target_joins(nursery):
     async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-        async for each in exports:
-            received.append(each.labels["dst"])
+        received.extend([each.labels["dst"] async for each in exports])
 
     received: list[str] = []
     send, exports = trio.open_memory_channel[EventMetrics](math.inf)

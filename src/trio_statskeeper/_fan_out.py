@@ -176,7 +176,7 @@ class FanOut:
             export = received
             pause_at = perf_counter() + _STEP
             for feed in self._active:
-                feed.settle()  # else a newer export would take the place of one that is gone
+                feed.settle()  # so that no newer export takes the place of a taken one
             with suppress(trio.WouldBlock, trio.EndOfChannel):
                 while True:
                     self._put(export)

@@ -123,6 +123,7 @@ async def test_exports_stay_in_the_order_of_their_pass_when_a_target_joins(nurse
             for target in targets:
                 send.send_nowait(export(target, 1))
             await wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert "".join(received) == "acabcabc"
 
 

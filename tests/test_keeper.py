@@ -31,7 +31,6 @@ from trio_statskeeper import (
     StatsKeeper,
     Value,
 )
-from trio_statskeeper._checks import whole
 from trio_statskeeper._families import in_seconds
 from trio_statskeeper.testing import receive_exports
 
@@ -163,8 +162,8 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("latency_unit", 0, "must be above 0, got 0"),
-        ("flush_timeout", -1, "must be finite and 0 or more, got -1"),
+        ("latency_unit", 0, "must be > 0, got 0"),
+        ("flush_timeout", -1, "must be finite and >= 0, got -1"),
         ("expire_after", 0, "must be above 0 (math.inf: never) or None, got 0"),
         ("distributions", [7], "must be a mapping, got [7]"),
         ("additional_labels", [7], "must be a mapping, got [7]"),
@@ -180,24 +179,6 @@ def test_what_is_wrong_with_an_option_is_told_and_quoted(option, value, message)
 @pytest.mark.parametrize("option", ["export_interval", "latency_unit", "flush_timeout"])
 def test_seconds_may_be_as_many_as_a_float_can_hold(option):
     assert getattr(make_keeper(**{option: LARGEST}), option) == LARGEST
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "message"),
-    [
-        (1, ValueError, "max_unlisted must be 2 or more, got 1"),
-        (2.0, TypeError, r"max_unlisted must be a whole number, got 2\.0"),
-        (True, TypeError, "max_unlisted must be a whole number, got True"),
-    ],
-)
-def test_a_number_that_is_not_whole_or_too_low_is_refused(value, error, message):
-    with pytest.raises(error, match=message):
-        whole(2)(None, attrs.fields(StatsKeeper).max_unlisted, value)
-
-
-@pytest.mark.parametrize("value", [2, 3])
-def test_a_whole_number_may_be_as_low_as_the_least(value):
-    assert whole(2)(None, attrs.fields(StatsKeeper).max_unlisted, value) is None
 
 
 def test_the_configuration_cannot_be_changed():
@@ -352,7 +333,6 @@ GOOD = {
         (Result("a", {"total": 1, "new": [1]}), "type"),
         (Result("a", {"total": 1, 5: 1}), "type"),
         (Result("a", {"total": 1, "new": [10**5000]}), "type"),
-        (Result("a", {"total": 1, "new": type("array", (), {})()}), "type"),
         (Result("a", {"queue": Gauge(8), "total": 10**5000}), "not-finite"),
         (Result("a", {"queue": Gauge(8), "total": -(10**5000)}), "negative"),
         (Result("a", {"total": "1"}), "kind"),
@@ -364,7 +344,6 @@ GOOD = {
         (Result("a", {"total": Distribution((10,), (1, 0), 5)}), "kind"),
         (Result("a", {"total": Decimal(1)}), "kind"),
         (Result("a", {"total": 1, "new": Decimal(1)}), "type"),
-        (Result("a", {"queue": Gauge(8), "total": Fraction(10**400)}), "not-finite"),
         (Result("a", {"total": 1, "queue": 8}), "kind"),
         (Result("a", {"total": 1, "queue": "v1"}), "kind"),
         (Result("a", {"total": 1, "version": Gauge(1)}), "kind"),

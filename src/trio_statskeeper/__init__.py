@@ -8,14 +8,7 @@ from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
 from ._results import ProbeResult, Reason, Result
 from ._runs import Probe
-from ._values import (
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    exponential_bounds,
-    parse_value,
-)
+from ._values import Distribution, Gauge, Map, Value, exponential_bounds, parse_value
 from ._wiring import open_keeper, open_outputs
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import TypeAlias, final
 import attrs
 import trio
 
+from ._arguments import plain_str, quote
 from ._plain_values import PlainValue
-from ._values import plain_str, quote
 
 Label: TypeAlias = "str | Callable[[Endpoint], str]"
 """A label's value: a text, a template as `@target.name@`, or a function of the target."""

@@ -45,7 +45,16 @@ from typing import Any, final
 import attrs
 import trio
 
-from ._checks import is_callable, number, whole, zero_or_more
+from ._arguments import (
+    MAX_NUMBER,
+    integer,
+    is_callable,
+    non_negative,
+    plain_number,
+    plain_str,
+    quote,
+    validate_number,
+)
 from ._endpoint import (
     Endpoint,
     Label,
@@ -56,9 +65,9 @@ from ._endpoint import (
 )
 from ._event_metrics import (
     EventMetrics,
-    export_interval,
-    latency_unit,
     unchecked_event_metrics,
+    validate_export_interval,
+    validate_latency_unit,
 )
 from ._log import logger
 from ._nursery import open_flat_nursery
@@ -67,7 +76,7 @@ from ._results import ProbeResult
 from ._sending import send_all
 from ._timestamps import later_timestamp
 from ._totals import Row, Totals, metrics, start_timestamp
-from ._values import MAX_NUMBER, checked_bounds, plain_number, plain_str, quote
+from ._values import validate_bounds
 
 # The keeper's own, and the one that Prometheus gives to the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
@@ -142,7 +151,7 @@ class KeeperStatistics(PlainValue):
 
 
 def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
-    if value is not None and not number(attribute, value) > 0:
+    if value is not None and not validate_number(attribute, value) > 0:
         raise ValueError(
             f"{attribute.name} must be above 0 (math.inf: never) or None, got {value!r}"
         )
@@ -156,7 +165,7 @@ def _distributions(
     checked: dict[str, tuple[float, ...]] = {}
     for name, bounds in distributions.items():
         try:
-            checked[name] = checked_bounds(bounds)
+            checked[name] = validate_bounds(bounds)
         except (TypeError, ValueError) as error:
             raise type(error)(f"distributions[{name!r}]: {error}") from None
     return MappingProxyType(checked)
@@ -261,11 +270,13 @@ class StatsKeeper:
     expires."""
 
     export_interval: float = attrs.field(
-        default=10.0, kw_only=True, converter=export_interval
+        default=10.0, kw_only=True, converter=validate_export_interval
     )
     """Seconds between exports."""
 
-    latency_unit: float = attrs.field(default=1.0, kw_only=True, converter=latency_unit)
+    latency_unit: float = attrs.field(
+        default=1.0, kw_only=True, converter=validate_latency_unit
+    )
     """Seconds per unit of the metric `latency` and those whose names end in `-latency` or
     `_latency`. The keeper hands it on to the outputs, and scales nothing itself. Leave it 1
     where a `Prober` measures, for its latencies are in seconds."""
@@ -292,16 +303,16 @@ class StatsKeeper:
     limit. Time during which `targets` is not called, because a consumer hangs, does not
     count against targets."""
 
-    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=whole(0))
+    max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=integer(0))
     """How many targets that were never listed are kept."""
 
-    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=whole(0))
+    max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=integer(0))
     """How many keys a `Map` of a target may have."""
 
-    max_metrics: int = attrs.field(default=200, kw_only=True, validator=whole(0))
+    max_metrics: int = attrs.field(default=200, kw_only=True, validator=integer(0))
     """How many metrics a target may have."""
 
-    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
+    flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
     """Seconds that `run`, when cancelled, may spend on a last export. Whoever is to receive
     it must stand outside of the cancelled scope. 0: no such export."""
 

@@ -10,11 +10,11 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from ._arguments import MAX_NUMBER, quote
 from ._endpoint import Endpoint, checked_endpoint
 from ._health import Health
 from ._schedule import Schedule, offset_of
 from ._targets import Counts, Target
-from ._values import MAX_NUMBER, quote
 from ._wakeups import Wakeups
 
 Seconds: TypeAlias = float | Callable[[Endpoint], float]

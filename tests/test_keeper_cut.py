@@ -15,7 +15,7 @@ from helpers import make_keeper, one, running, totals
 from trio_statskeeper import (
     Endpoint,
     EventMetrics,
-    _keeper,
+    _keeper_run,
     _sending,
 )
 from trio_statskeeper._receiving import receive_batch
@@ -183,7 +183,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monkeypatch):
-    let_time_pass(monkeypatch, _keeper, _keeper._FOLDING_STEP / 10)
+    let_time_pass(monkeypatch, _keeper_run, _keeper_run._FOLDING_TIME / 10)
     keeper = make_keeper()
     seen: list[int] = []
     async with running(keeper) as run:

@@ -335,12 +335,14 @@ async def test_a_result_that_waits_for_the_list_is_not_lost_by_cancellation(auto
             await trio.sleep(0.5)
             listed = [Endpoint(f"other {i}") for i in range(5_000)] + [Endpoint("a")]
             autojump_clock.jump(0.5)
-            while not keeper._totals._relisting:  # noqa: ASYNC110  # there is no event
+            listed_targets = keeper._passes.totals.listed
+            while not listed_targets.is_changing:  # noqa: ASYNC110  # there is no event
                 await trio.lowlevel.checkpoint()
             results.send_nowait(one("a"))
             for _ in range(3):
                 await trio.lowlevel.checkpoint()
-            assert keeper._progress.in_hand
+            assert results.statistics().current_buffer_used == 0
+            assert keeper.statistics().results_accepted == 0
             scope.cancel()
     assert keeper.statistics().results_accepted == 1
 

@@ -1,9 +1,11 @@
 """The stats keeper of a Trio program: results of probes in, consistent totals out."""
 
-from ._endpoint import Endpoint, Label
+from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
-from ._keeper import KeeperStatistics, StatsKeeper
+from ._keeper import StatsKeeper
+from ._keeper_statistics import KeeperStatistics
+from ._labels import Label
 from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
 from ._results import ProbeResult, Reason, Result

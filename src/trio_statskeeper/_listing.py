@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from ._arguments import MAX_NUMBER, quote
-from ._endpoint import Endpoint, checked_endpoint
+from ._endpoint import Endpoint, validate_endpoint
 from ._health import Health
 from ._schedule import Schedule, offset_of
 from ._targets import Counts, Target
@@ -110,7 +110,7 @@ class Listing:
         for endpoint in endpoints:
             if self.wakeups.is_step_over():
                 await self.wakeups.let_others_run()
-            target = self._update_target(checked_endpoint(endpoint))
+            target = self._update_target(validate_endpoint(endpoint))
             if target is not None:
                 listed += 1
                 interval = min(interval, target.interval)

@@ -79,7 +79,8 @@ class KeeperRun:
                     await self._keep(started)
             except trio.Cancelled:
                 if flush_timeout > 0:
-                    await self._flush(flush_timeout)
+                    with trio.move_on_after(flush_timeout, shield=True):
+                        await self._flush()
                 raise
 
     async def _keep(self, started: Callable[[], None]) -> None:
@@ -172,13 +173,12 @@ class KeeperRun:
             finally:
                 del raised  # avoids a reference cycle through the traceback
 
-    async def _flush(self, timeout: float) -> None:  # noqa: ASYNC109
-        with trio.move_on_after(timeout, shield=True):  # noqa: ASYNC912  # a pass has some
-            try:
-                await self.passes.send_last(self.exports)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                if _is_open(self.exports):
-                    raise  # it came from the function of a label
+    async def _flush(self) -> None:  # noqa: ASYNC910  # a pass has checkpoints
+        try:
+            await self.passes.send_last(self.exports)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if _is_open(self.exports):
+                raise  # it came from the function of a label
 
     # Timestamps of new targets
 

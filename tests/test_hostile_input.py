@@ -21,14 +21,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from trio_statskeeper import (
-    Distribution,
-    Endpoint,
-    EventMetrics,
-    Gauge,
-    Map,
-    parse_value,
-)
+from trio_statskeeper import Distribution, Endpoint, EventMetrics, Gauge, Map, parse_value
 from trio_statskeeper._families import Families
 from trio_statskeeper._otlp_request import Request
 from trio_statskeeper.lines import from_json, to_json, write_lines
@@ -72,7 +65,7 @@ def changed(text):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_whatever_one_character_is_changed_to_a_line_is_read_or_a_value_error(form):
+def test_a_line_with_one_changed_character_is_read_or_raises_a_value_error(form):
     read, write = READERS[form], WRITERS[form]
     for text in changed(write(VALID)):
         with suppress(ValueError):
@@ -90,7 +83,7 @@ NUMBERS = st.one_of(
 
 
 @given(NUMBERS)
-def test_a_number_is_read_exactly_or_refused_however_large(text):
+def test_a_number_of_any_size_is_read_exactly_or_refused(text):
     with suppress(ValueError):
         number = parse_value(text)
         assert number == (int(text) if isinstance(number, int) else float(text))
@@ -109,7 +102,7 @@ def test_a_number_is_read_exactly_or_refused_however_large(text):
         "5 labels= a=dist:sum:1|count:1|lb:-Inf,1|bc:{},0",
     ],
 )
-def test_where_a_line_has_floats_numbers_beyond_the_largest_are_refused(place, digits):
+def test_numbers_beyond_the_largest_float_are_refused_in_lines(place, digits):
     with pytest.raises(ValueError) as caught:
         EventMetrics.parse(place.format("9" * digits))
     assert len(str(caught.value)) < 600
@@ -130,7 +123,7 @@ def json_with(metric):
         '{{"bounds":[{}],"bucket_counts":[1,0],"sum":1}}',
     ],
 )
-def test_where_json_has_floats_numbers_beyond_the_largest_are_refused(metric, digits):
+def test_numbers_beyond_the_largest_float_are_refused_in_json(metric, digits):
     with pytest.raises(ValueError) as caught:
         from_json(json_with(metric.format("9" * digits)))
     assert len(str(caught.value)) < 400
@@ -300,7 +293,7 @@ def test_a_line_of_more_than_two_million_characters_is_refused(form):
     ],
 )
 @pytest.mark.usefixtures("no_collector")
-def test_the_time_that_a_line_takes_grows_no_faster_than_its_length(form, shape):
+def test_the_time_to_read_a_line_grows_linearly_with_its_length(form, shape):
     read = READERS[form]
     short, long = shape(LENGTH), shape(LENGTH * TIMES_LONGER)
     took_short = took_long = math.inf
@@ -370,7 +363,7 @@ def odd_exports():
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_each_export_is_one_line_that_is_read_back_equal_whatever_its_texts(
+async def test_an_export_with_any_texts_is_one_line_and_reads_back_equal(
     odd_exports, tmp_path, form
 ):
     assert len(odd_exports) == len(ODD_TEXTS)
@@ -530,7 +523,7 @@ async def test_integers_are_exact_on_the_page(integer_exports):
         }
 
 
-def test_integers_are_exact_in_requests_up_to_64_bits_and_floats_beyond(integer_exports):
+def test_integers_are_exact_in_requests_up_to_64_bits(integer_exports):
     metrics = sent(integer_exports)
     for name, sign in {"probe_size": 1, "probe_code": 1, "probe_free": -1}.items():
         of_target = points(metrics[name], "dst")

@@ -51,7 +51,7 @@ def test_targets_with_the_same_metrics_share_a_schema():
     assert totals.rows.by_key.get("a")[0] is totals.rows.by_key.get("b")[0]
 
 
-def test_maps_with_the_same_keys_share_a_schema_in_whatever_order_the_keys_came():
+def test_maps_with_the_same_keys_in_any_order_share_a_schema():
     totals = make_totals("a", "b")
     for name, codes in (("a", ["200", "404", "100"]), ("b", ["404", "100", "200"])):
         for code in codes:
@@ -59,7 +59,7 @@ def test_maps_with_the_same_keys_share_a_schema_in_whatever_order_the_keys_came(
     assert totals.rows.by_key.get("a") == totals.rows.by_key.get("b")
 
 
-def test_a_schema_that_no_row_uses_any_more_is_not_kept():
+def test_an_unused_schema_is_dropped():
     totals = make_totals("a")
     for key in range(50):
         fold(totals, Result("a", {"code": Map("code", {str(key): 1})}))
@@ -67,7 +67,7 @@ def test_a_schema_that_no_row_uses_any_more_is_not_kept():
     assert len(totals.schemas) == 1
 
 
-def test_only_an_accepted_result_builds_a_schema_and_but_one(monkeypatch):
+def test_an_accepted_result_builds_one_schema_and_a_rejected_one_none(monkeypatch):
     built = []
 
     def build(aggregations):
@@ -87,7 +87,7 @@ def test_only_an_accepted_result_builds_a_schema_and_but_one(monkeypatch):
     assert len(built) == 1
 
 
-def test_a_row_is_not_changed_once_it_is_in_place():
+def test_a_row_in_place_does_not_change():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 1, "code": Map("code", {"2": 1})}))
     row = totals.rows.by_key.get("a")
@@ -96,7 +96,7 @@ def test_a_row_is_not_changed_once_it_is_in_place():
     assert row == copy
 
 
-def test_of_cuts_that_are_given_up_at_most_one_row_is_kept():
+def test_cuts_that_were_given_up_keep_at_most_one_row():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 1}))
     rows = []
@@ -108,7 +108,7 @@ def test_of_cuts_that_are_given_up_at_most_one_row_is_kept():
     assert [row[SAVED] for row in rows] == [None] * 4 + [rows[3]]
 
 
-def test_without_a_cut_the_row_before_is_not_kept():
+def test_without_a_cut_no_old_row_is_kept():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 1}))
     totals.rows.begin_cut()
@@ -131,7 +131,7 @@ def test_without_a_cut_the_row_before_is_not_kept():
     ],
     ids=str,
 )
-def test_totals_reach_to_the_largest_float(name, value):
+def test_totals_may_be_the_largest_float(name, value):
     totals = make_totals("a")
     fold(totals, Result("a", {name: value}))
     assert totals.rejections.counts == {}
@@ -174,7 +174,7 @@ def test_a_row_holds_no_more_than_its_numbers():
     assert len(totals.rows.by_key.get("a")) == FIRST_NUMBER + 1 + 4 + 2 + 2
 
 
-def test_what_left_the_list_expires_though_what_was_never_listed_does_not_yet():
+def test_delisted_and_never_listed_targets_expire_independently():
     totals = make_totals("a", "b")
     for name in "ab":
         fold(totals, Result(name, {"total": 1}))
@@ -213,7 +213,7 @@ def test_targets_with_late_results_are_gathered_in_small_steps_and_do_not_expire
 
 
 @pytest.mark.parametrize("count", [1, 499, 500, 501, 1_200])
-def test_a_list_that_is_the_one_before_is_not_built_anew(count):
+def test_an_equal_list_is_not_built_again(count):
     names = [f"target {i}" for i in range(count)]
     totals = make_totals(*names)
     listed = totals.listed.by_key
@@ -224,7 +224,7 @@ def test_a_list_that_is_the_one_before_is_not_built_anew(count):
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, False, -0.0])
-def test_a_counter_may_grow_by_nothing(zero):
+def test_a_counter_may_grow_by_zero(zero):
     totals = make_totals("a")
     fold(totals, Result("a", {"total": zero}))
     assert metrics(totals.rows.by_key.get("a"), -math.inf) == {"total": 0}
@@ -244,7 +244,7 @@ def test_a_row_is_taken_once():
         max_size=12,
     )
 )
-def test_a_map_adds_up_key_by_key_whichever_keys_come_when(deltas):
+def test_a_map_adds_up_key_by_key(deltas):
     totals = make_totals("a")
     expected: dict[str, int] = {}
     for delta in deltas:
@@ -258,7 +258,7 @@ def test_a_map_adds_up_key_by_key_whichever_keys_come_when(deltas):
 
 
 @given(st.lists(counts, max_size=20))
-def test_a_count_never_goes_down_whatever_numbers_are_added(numbers):
+def test_a_count_never_decreases(numbers):
     totals = make_totals("a")
     before = 0
     for number in numbers:

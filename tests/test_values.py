@@ -14,19 +14,9 @@ import pytest
 from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import (
-    LARGEST,
-    LARGEST_WHOLE,
-    bounds,
-    distributions,
-)
+from strategies import LARGEST, LARGEST_WHOLE, bounds, distributions
 
-from trio_statskeeper import (
-    Distribution,
-    Gauge,
-    Map,
-    exponential_bounds,
-)
+from trio_statskeeper import Distribution, Gauge, Map, exponential_bounds
 from trio_statskeeper._values import unchecked_distribution, unchecked_map
 
 NAN = math.nan

@@ -12,12 +12,7 @@ import pytest
 import trio
 from helpers import make_keeper, one, running, totals
 
-from trio_statskeeper import (
-    Endpoint,
-    EventMetrics,
-    _keeper_run,
-    _sending,
-)
+from trio_statskeeper import Endpoint, EventMetrics, _keeper_run, _sending
 from trio_statskeeper._receiving import receive_batch
 from trio_statskeeper.testing import receive_exports
 
@@ -66,7 +61,7 @@ async def test_a_target_that_first_reports_after_the_tick_waits_for_the_next_pas
     ]
 
 
-async def test_what_was_not_taken_of_a_cancelled_pass_is_not_mistaken_for_the_next_cut(
+async def test_the_rest_of_a_cancelled_pass_is_not_part_of_the_next_cut(
     autojump_clock,
 ):
     keeper = make_keeper(["a", "b"])
@@ -96,7 +91,7 @@ async def test_a_target_that_expires_during_a_pass_and_returns_is_not_in_it(auto
         assert totals(await receive_exports(run.exports, 2)) == {"a": 1, "b": 1}
 
 
-async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(autojump_clock):
+async def test_the_cut_is_at_the_tick_not_after_the_change_of_the_list(autojump_clock):
     others = [Endpoint(f"other {i}") for i in range(2_000)]
     readings = itertools.count()
 
@@ -116,7 +111,7 @@ async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(auto
     assert export.timestamp < b.start_timestamp
 
 
-async def test_what_comes_during_a_pass_for_a_target_that_left_the_list_is_in_the_next(
+async def test_late_results_during_a_pass_are_in_the_next_pass(
     autojump_clock,
 ):
     a, b, c = (Endpoint(name) for name in "abc")
@@ -140,7 +135,7 @@ async def test_what_comes_during_a_pass_for_a_target_that_left_the_list_is_in_th
 
 
 @pytest.mark.parametrize("before", [0, 1])
-async def test_what_comes_while_it_is_found_that_a_target_left_is_in_the_next_pass(
+async def test_late_results_during_the_change_of_the_list_are_in_the_next_pass(
     autojump_clock, before
 ):
     listed = [Endpoint(f"target {i}") for i in range(2_000)]
@@ -239,7 +234,7 @@ async def drain(
 
 
 @pytest.mark.parametrize("exports_buffer", [0, 10, 1_000])
-async def test_a_pass_needs_one_turn_of_the_loop_for_some_hundred_targets(
+async def test_a_pass_sends_some_hundred_targets_per_turn_of_the_loop(
     autojump_clock, monkeypatch, exports_buffer
 ):
     let_time_pass(monkeypatch, _sending, 0)  # however slow the machine is
@@ -281,7 +276,7 @@ async def test_a_tick_goes_through_many_targets_in_small_steps(
     assert steps <= len(seen) <= 2 * steps
 
 
-async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autojump_clock):
+async def test_delisted_targets_are_gone_through_in_small_steps(autojump_clock):
     lists = iter([[Endpoint(f"target {i}") for i in range(5_000)], []])
     keeper = make_keeper(lambda: next(lists))
     seen: list[int] = []

@@ -95,7 +95,7 @@ async def test_a_metric_that_first_appears_later_is_added(autojump_clock):
 
 
 class Raising:
-    """A result of which a part raises."""
+    """A result with a part that raises."""
 
     def __init__(self, part: str) -> None:
         self.part = part
@@ -124,7 +124,7 @@ class RaisingMapping(Mapping[str, Value]):
 
 
 class Unclassed:
-    """A value that can't even tell its class, as a proxy of what isn't there."""
+    """A value without a class, like a proxy whose object is gone."""
 
     @property
     def __class__(self):
@@ -363,17 +363,17 @@ async def test_the_log_of_a_rejection_is_one_short_line(autojump_clock, caplog):
 
 
 class Number(int):
-    """An int that is no mere number."""
+    """A subclass of int."""
 
 
 class Text(str):
-    """A str that is no mere text."""
+    """A subclass of str."""
 
     __slots__ = ("extra",)
 
 
 class Seconds(float):
-    """A float that is no mere number."""
+    """A subclass of float."""
 
 
 async def test_exported_numbers_and_strings_are_plain(autojump_clock):

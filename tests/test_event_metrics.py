@@ -1,4 +1,4 @@
-"""EventMetrics and its line, written and read back."""
+"""EventMetrics, and writing and reading its line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_read_back(export):
     )
 
 
-# What it holds
+# Attributes
 
 
 def test_the_defaults_are_seconds_and_an_interval_of_ten_seconds():
@@ -93,7 +93,7 @@ def test_exports_differ_by_each_field(change):
     assert export != attrs.evolve(export, **change)
 
 
-# What it refuses
+# Refusals
 
 
 VALID = {

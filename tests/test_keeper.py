@@ -200,7 +200,7 @@ async def test_changing_a_sent_object_does_not_change_totals(autojump_clock):
 
 async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock):
     class Changing(Result):
-        """A result that its sender changes a turn after it was received."""
+        """A result that its sender changes one turn after it was received."""
 
         def metrics(self):
             run.nursery.start_soon(self.change)
@@ -236,7 +236,7 @@ async def test_changing_the_list_of_targets_does_not_change_a_pass(
     endpoints = [Endpoint(f"target {i}") for i in range(2_000)]
 
     class Emptying(Result):
-        """A result that is folded in while the list is being gone through."""
+        """A result that is folded in while the keeper goes through a new list."""
 
         def metrics(self):
             endpoints.clear()

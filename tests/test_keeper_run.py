@@ -1,4 +1,4 @@
-"""How a run ends: rules 10 to 12, and what its callables raise (rule 7)."""
+"""How a run ends: rules 10 to 12, and what the user's functions raise (rule 7)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_a_system_exit_in_the_drained_buffer_is_raised_after_draining(
 
 @attrs.define
 class Outcome:
-    """How `run` ended, and what became of the results that were sent to it."""
+    """How `run` ended, and how many results were sent to it."""
 
     keeper: StatsKeeper
     results: trio.MemoryReceiveChannel[ProbeResult]
@@ -195,7 +195,7 @@ class Outcome:
             raise
 
     async def produce(self, results: trio.MemorySendChannel[ProbeResult]) -> None:
-        """Send results without end, and count those whose `send` returned."""
+        """Send results endlessly, and count those whose `send` returned."""
         with results:
             try:
                 while True:
@@ -360,7 +360,7 @@ async def test_a_second_run_after_cancellation_continues_counting(autojump_clock
         exports.close()
 
 
-# Rule 12: on every way out both channels are closed and the exception is bare
+# Rule 12: both channels are closed, and the exception is bare
 
 
 async def leave_by_end_of_input(outcome, results, exports) -> None:
@@ -435,7 +435,7 @@ async def test_both_channels_are_closed_and_the_exception_is_bare(
 
 
 class Raising:
-    """Something that raises when it is called for the `nth` time."""
+    """A function that raises when it is called for the `nth` time."""
 
     def __init__(self, nth: int, returned: object) -> None:
         self.calls_left = nth
@@ -553,7 +553,7 @@ async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
 
 async def test_a_raised_exception_is_in_no_reference_cycle(autojump_clock):
     class NoTargets(Exception):
-        """One that can be referred to weakly."""
+        """An exception with weak references."""
 
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:

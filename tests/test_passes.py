@@ -1,4 +1,4 @@
-"""Consistent cuts without a pause, and a loop that is never hogged: rules 3 to 5."""
+"""Passes: consistent cuts without a pause, in short steps: rules 3 to 5."""
 
 from __future__ import annotations
 
@@ -160,13 +160,13 @@ async def test_late_results_during_the_change_of_the_list_are_in_the_next_pass(
 
 
 def let_time_pass(monkeypatch, module: ModuleType, each_time: float) -> None:
-    """Have so many seconds pass whenever `module` looks at the time."""
+    """Let time pass whenever `module` reads the time."""
     ticking = itertools.count(step=each_time)
     monkeypatch.setattr(module, "perf_counter", lambda: next(ticking))
 
 
 async def spectate(count: Callable[[], int], seen: list[int]) -> None:
-    """Note the count whenever the loop comes round."""
+    """Note the count at each turn of the loop."""
     while True:
         seen.append(count())
         await trio.lowlevel.checkpoint()
@@ -187,7 +187,7 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
         run.send(*map(one, "a" * 1_000))
         await until(lambda: keeper.statistics().results_accepted == 1_000)
         seen.append(1_000)
-    # Two steps may come between two looks, and rounding may make 11 of 10.
+    # There may be two steps between two notes, and rounding may turn 10 into 11.
     assert 9 <= max(after - before for before, after in itertools.pairwise(seen)) <= 22
 
 

@@ -58,7 +58,7 @@ async def test_a_tick_at_the_instant_at_which_a_pass_ends_is_not_missed(
     interval = 0.1
     await trio.sleep(12_345.678)
     start = trio.current_time()
-    # Such that rounding makes it seem past.
+    # Because of rounding, the tick seems past.
     tick = next(
         k
         for k in range(2, 1_000)

@@ -1,4 +1,4 @@
-"""What is particular to the totals' inside: rows, and schemas that they share."""
+"""Rows, the schemas that they share, and steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import LARGEST, LARGEST_WHOLE, counts
 
-from trio_statskeeper import Distribution, Endpoint, Gauge, Map, _rows
-from trio_statskeeper._aggregation import AggregationRules
+from trio_statskeeper import Distribution, Endpoint, Gauge, Map, Value, _rows
+from trio_statskeeper._aggregation import AggregationRules, Row
 from trio_statskeeper._rows import FIRST_NUMBER, SAVED, metrics
 from trio_statskeeper._totals import Totals
 
 
 class Count(int):
-    """An int that is no mere number."""
+    """A subclass of int."""
 
 
 def make_totals(*listed: str) -> Totals:
@@ -32,6 +32,14 @@ def make_totals(*listed: str) -> Totals:
     made = Totals(rules=rules, export_interval=10.0, expire_after=10.0, max_unlisted=100)
     relist(made, listed, now=0.0)
     return made
+
+
+def row_of(totals: Totals, key: str) -> Row | None:
+    return totals.rows.by_key.get(key)
+
+
+def metrics_of(totals: Totals, key: str) -> dict[str, Value]:
+    return metrics(totals.rows.by_key[key], -math.inf)
 
 
 def relist(totals: Totals, listed: Iterable[str], now: float) -> None:
@@ -48,7 +56,7 @@ def test_targets_with_the_same_metrics_share_a_schema():
     totals = make_totals("a", "b")
     for name in "ab":
         fold(totals, Result(name, {"total": 1, "latency": 1.5}))
-    assert totals.rows.by_key.get("a")[0] is totals.rows.by_key.get("b")[0]
+    assert row_of(totals, "a")[0] is row_of(totals, "b")[0]
 
 
 def test_maps_with_the_same_keys_in_any_order_share_a_schema():
@@ -56,7 +64,7 @@ def test_maps_with_the_same_keys_in_any_order_share_a_schema():
     for name, codes in (("a", ["200", "404", "100"]), ("b", ["404", "100", "200"])):
         for code in codes:
             fold(totals, Result(name, {"code": Map("code", {code: 1})}))
-    assert totals.rows.by_key.get("a") == totals.rows.by_key.get("b")
+    assert row_of(totals, "a") == row_of(totals, "b")
 
 
 def test_an_unused_schema_is_dropped():
@@ -90,7 +98,7 @@ def test_an_accepted_result_builds_one_schema_and_a_rejected_one_none(monkeypatc
 def test_a_row_in_place_does_not_change():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 1, "code": Map("code", {"2": 1})}))
-    row = totals.rows.by_key.get("a")
+    row = row_of(totals, "a")
     copy = row.copy()
     fold(totals, Result("a", {"total": 1, "code": Map("code", {"1": 1}), "x": 1}))
     assert row == copy
@@ -104,7 +112,7 @@ def test_cuts_that_were_given_up_keep_at_most_one_row():
         totals.rows.begin_cut()
         fold(totals, Result("a", {"total": 1}))
         totals.rows.end_cut()
-        rows.append(totals.rows.by_key.get("a"))
+        rows.append(row_of(totals, "a"))
     assert [row[SAVED] for row in rows] == [None] * 4 + [rows[3]]
 
 
@@ -114,7 +122,7 @@ def test_without_a_cut_no_old_row_is_kept():
     totals.rows.begin_cut()
     totals.rows.end_cut()
     fold(totals, Result("a", {"total": 1}))
-    assert totals.rows.by_key.get("a")[SAVED] is None
+    assert row_of(totals, "a")[SAVED] is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +153,7 @@ def test_a_map_may_have_as_many_keys_as_allowed(first):
     fold(totals, Result("a", {"code": Map("code", dict(list(keys.items())[:first]))}))
     fold(totals, Result("a", {"code": Map("code", keys)}))
     assert totals.rejections.counts == {}
-    (counted,) = metrics(totals.rows.by_key.get("a"), -math.inf).values()
+    (counted,) = metrics_of(totals, "a").values()
     assert counted.values.keys() == keys.keys()
 
 
@@ -163,15 +171,15 @@ def test_samples_of_one_bucket_are_counted_together(samples):
     for sample in samples:
         fold(totals, Result("a", {"latency": sample}))
     expected = Distribution((1, 2), (2, 0, 1), 7)
-    assert metrics(totals.rows.by_key.get("a"), -math.inf) == {"latency": expected}
+    assert metrics_of(totals, "a") == {"latency": expected}
 
 
 def test_a_row_holds_no_more_than_its_numbers():
     totals = make_totals("a")
     code = Map("code", {"200": 1, "404": 1})
     fold(totals, Result("a", {"total": 1, "latency": 1, "code": code, "queue": Gauge(1)}))
-    # One sum; the samples' sum and three buckets; two keys; the newest and its time.
-    assert len(totals.rows.by_key.get("a")) == FIRST_NUMBER + 1 + 4 + 2 + 2
+    # A sum; a histogram's sum and three buckets; two keys; the last value and its time.
+    assert len(row_of(totals, "a")) == FIRST_NUMBER + 1 + 4 + 2 + 2
 
 
 def test_delisted_and_never_listed_targets_expire_independently():
@@ -184,7 +192,7 @@ def test_delisted_and_never_listed_targets_expire_independently():
     fold(totals, Result("x", {"total": 1}), now=9.0)
     relist(totals, [], now=10.0)
     assert totals.unlisted.expired == 2
-    assert [totals.rows.by_key.get(name) is not None for name in "abx"] == [
+    assert [row_of(totals, name) is not None for name in "abx"] == [
         False,
         False,
         True,
@@ -227,7 +235,7 @@ def test_an_equal_list_is_not_built_again(count):
 def test_a_counter_may_grow_by_zero(zero):
     totals = make_totals("a")
     fold(totals, Result("a", {"total": zero}))
-    assert metrics(totals.rows.by_key.get("a"), -math.inf) == {"total": 0}
+    assert metrics_of(totals, "a") == {"total": 0}
 
 
 def test_a_row_is_taken_once():
@@ -251,7 +259,7 @@ def test_a_map_adds_up_key_by_key(deltas):
         fold(totals, Result("a", {"code": Map("code", delta), "total": 1}))
         for key, count in delta.items():
             expected[key] = expected.get(key, 0) + count
-    row = totals.rows.by_key.get("a")
+    row = row_of(totals, "a")
     assert (metrics(row, -math.inf) if row else {}) == (
         {"code": Map("code", expected), "total": len(deltas)} if deltas else {}
     )
@@ -263,7 +271,7 @@ def test_a_count_never_decreases(numbers):
     before = 0
     for number in numbers:
         fold(totals, Result("a", {"total": number, "code": Map("code", {"2": number})}))
-        now = metrics(totals.rows.by_key.get("a"), -math.inf)
+        now = metrics_of(totals, "a")
         assert now["total"] == now["code"].values["2"] >= before
         assert type(now["total"]) is type(before + number) or totals.rejections.counts
         before = now["total"]
@@ -274,4 +282,4 @@ def test_an_integer_that_becomes_a_float_is_rounded_up():
     totals = make_totals("a")
     fold(totals, Result("a", {"total": 2**53 + 1}))
     fold(totals, Result("a", {"total": 0.5}))
-    assert metrics(totals.rows.by_key.get("a"), -math.inf) == {"total": 2**53 + 2}
+    assert metrics_of(totals, "a") == {"total": 2**53 + 2}

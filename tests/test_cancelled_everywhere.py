@@ -32,9 +32,9 @@ from trio_statskeeper import (
     StatsKeeper,
     Value,
     _expiry,
+    _exported_targets,
     _fan_out,
     _keeper_run,
-    _listed_targets,
     _listing,
     _newest,
     _otlp_delivery,
@@ -75,7 +75,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
-    monkeypatch.setattr(_listed_targets, "_BATCH", 1)
+    monkeypatch.setattr(_exported_targets, "_BATCH", 1)
     monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
     monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(prometheus, "_STEP_TIME", 0)

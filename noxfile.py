@@ -175,7 +175,12 @@ def lift_decorators(source: str) -> str:
 
 @nox.session(default=False, python=PYTHONS[0])
 def mutation(session: nox.Session) -> None:
-    """Break the core in small ways, and check that the tests notice; docs/mutation.md."""
+    """Break the core in small ways, and check that the tests notice; takes hours.
+
+    It prints what survives. `nox -s mutation -- 'trio_statskeeper._totals*'` tries some
+    mutants only. Run it in the foreground: a shell lets background programs ignore Ctrl-C,
+    and the tests of KeyboardInterrupt would hang.
+    """
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "tests", "mutation"))
     copy = Path(session.create_tmp(), "mutation").resolve()
     shutil.rmtree(copy, ignore_errors=True)

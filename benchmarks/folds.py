@@ -34,7 +34,9 @@ from standard import (
 )
 
 from trio_statskeeper import Distribution, Value
-from trio_statskeeper._totals import Totals, metrics
+from trio_statskeeper._aggregation import AggregationRules
+from trio_statskeeper._rows import metrics
+from trio_statskeeper._totals import Totals
 
 TARGETS = 100
 RESULTS = size(50_000, 1_000)
@@ -49,14 +51,14 @@ class Ours:
     """What the keeper does with each result."""
 
     def __init__(self, max_targets: int = TARGETS) -> None:
-        self.totals = Totals(
+        rules = AggregationRules(
             distributions={"latency": BOUNDS},
-            map_names_taken=frozenset(),
-            export_interval=10,
-            expire_after=3600,
-            max_unlisted=max_targets,
+            label_names=frozenset(),
             max_map_keys=0,
             max_metrics=200,
+        )
+        self.totals = Totals(
+            rules=rules, export_interval=10, expire_after=3600, max_unlisted=max_targets
         )
 
     def fold(self, results: list[Result]) -> float:
@@ -67,8 +69,8 @@ class Ours:
         return process_time() - start
 
     def metrics_by_target(self, targets: list[str]) -> dict[str, Mapping[str, Value]]:
-        rows = {target: self.totals.row(target) for target in targets}
-        return {target: metrics(row, 0.0) for target, row in rows.items() if row}
+        rows = self.totals.rows.by_key
+        return {target: metrics(rows[target], 0.0) for target in targets}
 
 
 class PrometheusClient:

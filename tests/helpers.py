@@ -1,4 +1,4 @@
-"""What the tests of the keeper share: results, and a keeper that runs."""
+"""Results and running keepers, for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trio_statskeeper.prometheus import PrometheusExporter
 
 @attrs.frozen
 class Result:
-    """A probe result of a class that is not the library's, and checks nothing."""
+    """A probe result of a user's class, which checks nothing."""
 
     target: str
     values: Mapping[str, Value]
@@ -33,7 +33,7 @@ def one(target: str) -> Result:
 def make_keeper(
     targets: Iterable[str] | Callable[[], Iterable[Endpoint]] = ("a",), **options: Any
 ) -> StatsKeeper:
-    """Return a keeper whose ticks and timestamps are seconds of the mock clock."""
+    """Return a keeper whose ticks and timestamps follow the mock clock."""
     if not callable(targets):
         endpoints = [Endpoint(target) for target in targets]
         targets = lambda: endpoints  # noqa: E731
@@ -42,7 +42,7 @@ def make_keeper(
 
 
 def channel_of(*items: Any) -> trio.MemoryReceiveChannel[Any]:
-    """Return a channel that has these, and then ends."""
+    """Return a channel that holds `items`, and then ends."""
     send, receive = trio.open_memory_channel[Any](len(items))
     for item in items:
         send.send_nowait(item)
@@ -51,7 +51,7 @@ def channel_of(*items: Any) -> trio.MemoryReceiveChannel[Any]:
 
 
 def all_from(exports: trio.MemoryReceiveChannel[EventMetrics]) -> list[EventMetrics]:
-    """Return what waits in the channel."""
+    """Return the exports in the channel's buffer."""
     received: list[EventMetrics] = []
     try:
         while True:
@@ -61,7 +61,7 @@ def all_from(exports: trio.MemoryReceiveChannel[EventMetrics]) -> list[EventMetr
 
 
 async def serve(nursery: trio.Nursery, exporter: PrometheusExporter) -> tuple[str, int]:
-    """Have an exporter that has a port serve what it has got; return its address."""
+    """Serve the page of an exporter that has a port; return its address."""
     _, exports = trio.open_memory_channel[EventMetrics](0)  # which never ends
     address: tuple[str, int] = await nursery.start(exporter.run, exports)
     return address
@@ -69,7 +69,7 @@ async def serve(nursery: trio.Nursery, exporter: PrometheusExporter) -> tuple[st
 
 @attrs.frozen
 class Run:
-    """A keeper that runs, and the channels' other ends."""
+    """A running keeper, and the other ends of its channels."""
 
     results: trio.MemorySendChannel[ProbeResult]
     exports: trio.MemoryReceiveChannel[EventMetrics]
@@ -80,7 +80,7 @@ class Run:
             self.results.send_nowait(result)
 
     def received(self) -> list[EventMetrics]:
-        """Return what was exported since the last call."""
+        """Return the exports since the last call."""
         return all_from(self.exports)
 
 
@@ -88,7 +88,7 @@ class Run:
 async def running(
     keeper: StatsKeeper, *, buffer: float = math.inf, exports_buffer: float = math.inf
 ) -> AsyncIterator[Run]:
-    """Run `keeper` in the background; it is cancelled on leaving the block."""
+    """Run `keeper` in the background, and cancel it when the block ends."""
     results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
     exports_send, exports_receive = trio.open_memory_channel[EventMetrics](exports_buffer)
     async with trio.open_nursery() as nursery:

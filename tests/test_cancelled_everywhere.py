@@ -31,14 +31,15 @@ from trio_statskeeper import (
     ProbeResult,
     StatsKeeper,
     Value,
+    _expiry,
+    _exported_targets,
     _fan_out,
-    _keeper,
+    _keeper_run,
     _listing,
     _newest,
     _otlp_delivery,
     _runs,
     _sending,
-    _totals,
     _wakeups,
     fan_out,
     lines,
@@ -60,8 +61,8 @@ def no_log(monkeypatch):
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
     """Have what is done in steps for many targets be done so for a few."""
-    monkeypatch.setattr(_keeper, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_keeper, "_FOLDING_STEP", 2)
+    monkeypatch.setattr(_keeper_run, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_keeper_run, "_FOLDING_TIME", 2)
     monkeypatch.setattr(_sending, "perf_counter", itertools.count().__next__)
     monkeypatch.setattr(_sending, "_TIME_PER_STEP", 2)
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
@@ -72,8 +73,9 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
     monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
-    monkeypatch.setattr(_totals, "_EXPIRY_STEP", 1)
-    monkeypatch.setattr(_totals, "_STEP", 1)
+    monkeypatch.setattr(_expiry, "_BATCH", 1)
+    monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
+    monkeypatch.setattr(_exported_targets, "_BATCH", 1)
     monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
     monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(prometheus, "_STEP_TIME", 0)

@@ -1,4 +1,4 @@
-"""EventMetrics and its line, written and read back."""
+"""EventMetrics, and writing and reading its line."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def as_read_back(export):
     )
 
 
-# What it holds
+# Attributes
 
 
-def test_latencies_are_in_seconds_and_exports_ten_seconds_apart_unless_told_otherwise():
+def test_the_defaults_are_seconds_and_an_interval_of_ten_seconds():
     export = EventMetrics(2.5, 1.5, LABELS, METRICS)
     assert (export.latency_unit, export.export_interval) == (1.0, 10.0)
 
 
-def test_it_does_not_change_with_what_it_was_made_of():
+def test_labels_and_metrics_are_copied():
     labels, metrics = dict(LABELS), dict(METRICS)
     export = EventMetrics(2, 1, labels, metrics)
     labels["ptype"] = "dns"
@@ -58,20 +58,20 @@ def test_it_does_not_change_with_what_it_was_made_of():
 
 
 @pytest.mark.parametrize("field", ["labels", "metrics"])
-def test_labels_and_metrics_can_only_be_read(field):
+def test_labels_and_metrics_are_read_only(field):
     export = EventMetrics(2, 1, LABELS, METRICS)
     with pytest.raises(TypeError):
         getattr(export, field)["ptype"] = "dns"
 
 
 @pytest.mark.parametrize("field", [field.name for field in attrs.fields(EventMetrics)])
-def test_it_is_frozen(field):
+def test_an_export_is_frozen(field):
     export = EventMetrics(2, 1, LABELS, METRICS)
     with pytest.raises(FrozenInstanceError):
         setattr(export, field, getattr(export, field))
 
 
-def test_equal_ones_hash_alike():
+def test_equal_exports_have_equal_hashes():
     one, same = EventMetrics(2, 1, LABELS, METRICS), EventMetrics(2, 1, LABELS, METRICS)
     assert one == same
     assert hash(one) == hash(same)
@@ -88,12 +88,12 @@ def test_equal_ones_hash_alike():
         {"export_interval": 1},
     ],
 )
-def test_it_differs_by_each_field(change):
+def test_exports_differ_by_each_field(change):
     export = EventMetrics(2, 1, LABELS, METRICS)
     assert export != attrs.evolve(export, **change)
 
 
-# What it refuses
+# Refusals
 
 
 VALID = {
@@ -110,7 +110,7 @@ TIMES = ["timestamp", "start_timestamp", "latency_unit", "export_interval"]
 
 @pytest.mark.parametrize("field", TIMES)
 @pytest.mark.parametrize("value", [None, "5", [5], True, Decimal(5)])
-def test_what_is_not_a_number_is_refused_by_its_name(field, value):
+def test_times_are_numbers(field, value):
     with pytest.raises(TypeError) as caught:
         EventMetrics(**VALID | {field: value})
     assert str(caught.value) == f"{field} must be a number, got {value!r}"
@@ -118,15 +118,15 @@ def test_what_is_not_a_number_is_refused_by_its_name(field, value):
 
 @pytest.mark.parametrize("field", TIMES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
-def test_a_time_that_is_not_finite_is_refused(field, value):
+def test_times_are_finite(field, value):
     with pytest.raises(ValueError, match=f"^{field} must be finite, got "):
         EventMetrics(**VALID | {field: value})
 
 
 @pytest.mark.parametrize("field", ["latency_unit", "export_interval"])
 @pytest.mark.parametrize("value", [0, -1, -0.0])
-def test_a_unit_and_an_interval_are_above_zero(field, value):
-    with pytest.raises(ValueError, match=f"^{field} must be above 0, got {value}"):
+def test_a_unit_and_an_interval_are_positive(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must be > 0, got {value}"):
         EventMetrics(**VALID | {field: value})
 
 
@@ -151,7 +151,7 @@ def test_labels_are_strings_and_metrics_are_values(change, message):
 
 @pytest.mark.parametrize("value", [math.nan, 10**400])
 def test_a_metric_that_no_output_can_hold_is_refused(value):
-    with pytest.raises(ValueError, match="metric 'total': a number can't be NaN"):
+    with pytest.raises(ValueError, match="metric 'total': a number can be neither NaN"):
         EventMetrics(**VALID | {"metrics": {"total": value}})
 
 
@@ -167,7 +167,7 @@ class Number(float):
         return "a number"
 
 
-def test_numbers_and_strings_of_subclasses_become_plain_ones():
+def test_an_export_holds_plain_numbers_and_strings():
     number, text = Number(5), Text("a")
     export = EventMetrics(
         number, number, {text: text}, {text: number, "b": text, "c": True}, number, number
@@ -181,7 +181,7 @@ def test_numbers_and_strings_of_subclasses_become_plain_ones():
 # Writing
 
 
-def test_the_line_is_cloudprobers():
+def test_the_line_is_that_of_cloudprober():
     assert str(EventMetrics(1519084040.0, 0.0, LABELS, METRICS)) == LINE
 
 
@@ -190,7 +190,7 @@ def test_labels_and_metrics_are_written_in_their_order():
     assert str(export) == "5 labels=b=1,a=2 d=3 c=4"
 
 
-def test_neither_labels_nor_metrics_are_needed():
+def test_labels_and_metrics_may_be_empty():
     assert str(EventMetrics(5, 0, {}, {})) == "5 labels="
 
 
@@ -198,7 +198,7 @@ def test_neither_labels_nor_metrics_are_needed():
     ("timestamp", "seconds"),
     [(5, "5"), (5.999, "5"), (0.5, "0"), (-0.5, "-1"), (1e15, "1000000000000000")],
 )
-def test_the_timestamp_is_written_in_whole_seconds_gone_by(timestamp, seconds):
+def test_the_timestamp_is_rounded_down_to_seconds(timestamp, seconds):
     assert str(EventMetrics(timestamp, 0, {}, {})) == f"{seconds} labels="
 
 
@@ -238,7 +238,7 @@ def test_separators_within_names_and_label_values_are_escaped(labels, metrics, l
 
 
 @given(exports())
-def test_the_line_is_printable_whatever_it_tells(export):
+def test_the_line_is_printable(export):
     assert str(export).isprintable()
 
 
@@ -265,7 +265,7 @@ def test_the_line_is_read_back():
     assert export == EventMetrics(1519084040.0, 0.0, LABELS, METRICS, 1.0, 10.0)
 
 
-def test_what_the_line_does_not_tell_is_given_by_keyword():
+def test_attributes_that_the_line_lacks_are_given_by_keyword():
     export = EventMetrics.parse(
         LINE, start_timestamp=7, latency_unit=0.001, export_interval=60
     )
@@ -371,8 +371,8 @@ def test_a_line_begins_with_seconds_and_labels(line):
         (",", "not NAME=VALUE: '', in ','"),
         ("a=b,", "not NAME=VALUE: '', in 'a=b,'"),
         ("a=b,c", "not NAME=VALUE: 'c', in 'a=b,c'"),
-        ("a=b,a=c", "label 'a' stands twice in 'a=b,a=c'"),
-        (r"a=b,\x61=c", "label 'a' stands twice"),
+        ("a=b,a=c", "label 'a' appears twice in 'a=b,a=c'"),
+        (r"a=b,\x61=c", "label 'a' appears twice"),
     ],
 )
 def test_labels_are_pairs_of_different_names(labels, reason):
@@ -400,8 +400,8 @@ def test_labels_are_pairs_of_different_names(labels, reason):
         (" sent=1 latency=NaN", "metric 'latency': a value can't be NaN: 'NaN'"),
         (" code=map:code,200:NaN", "a value can't be NaN: 'NaN', in '200:NaN'"),
         (" a=dist:sum:NaN|count:1|lb:-Inf,1|bc:1,0", "a value can't be NaN: 'NaN', in"),
-        (" a=1 a=2", "metric 'a' stands twice in '5 labels=a=b a=1 a=2'"),
-        (r" sent=62 \x73ent=63", "metric 'sent' stands twice"),
+        (" a=1 a=2", "metric 'a' appears twice in '5 labels=a=b a=1 a=2'"),
+        (r" sent=62 \x73ent=63", "metric 'sent' appears twice"),
     ],
 )
 def test_metrics_are_pairs_of_different_names_and_a_value(metrics, reason):
@@ -421,7 +421,7 @@ def test_metrics_are_pairs_of_different_names_and_a_value(metrics, reason):
     ],
     ids=["head", "label", "metric", "repeated labels", "repeated metrics"],
 )
-def test_of_a_long_line_an_error_quotes_only_the_ends(line):
+def test_an_error_quotes_only_the_ends_of_a_long_line(line):
     with pytest.raises(ValueError) as caught:
         EventMetrics.parse(line)
     assert len(str(caught.value)) < 400
@@ -435,7 +435,7 @@ def test_of_a_long_line_an_error_quotes_only_the_ends(line):
     | st.from_regex(r'\A([a ]* [0-9]+ )?-?[0-9]+ labels=[a=,\\x2]*( [a=]*=["a1 map:,]*)*\Z')
     | damaged(exports().map(str))
 )
-def test_any_line_is_either_read_or_a_value_error(line):
+def test_any_line_is_read_or_raises_a_value_error(line):
     with suppress(ValueError):
         export = EventMetrics.parse(line)
         assert EventMetrics.parse(str(export)) == export
@@ -459,18 +459,18 @@ def test_any_line_is_either_read_or_a_value_error(line):
     ],
 )
 @pytest.mark.parametrize("end", ["", '"', " b=1"])
-def test_a_megabyte_of_anything_is_read_or_refused_and_hangs_nothing(begin, repeated, end):
+def test_a_megabyte_of_anything_is_read_or_refused_quickly(begin, repeated, end):
     line = begin + repeated * (1_000_000 // len(repeated)) + end
     with suppress(ValueError):
         assert EventMetrics.parse(line).timestamp == 5
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_the_end_of_the_line_may_come_with_it(end):
+def test_a_line_may_end_with_any_newline(end):
     assert EventMetrics.parse(f"1 labels= sent=62{end}").metrics == {"sent": 62}
 
 
-def test_a_line_is_read_up_to_a_length():
+def test_the_length_of_a_line_is_limited():
     head = "0 labels= text="
     longest = head + '"' + "x" * (2**21 - len(head) - 2) + '"'
     assert len(EventMetrics.parse(longest).metrics["text"]) == 2**21 - len(head) - 2

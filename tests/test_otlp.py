@@ -1205,7 +1205,7 @@ def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
             TypeError,
             "ssl_context must be an ssl.SSLContext or None, got True",
         ),
-        ({"timeout": 0}, ValueError, "timeout must be finite and above 0, got 0"),
+        ({"timeout": 0}, ValueError, "timeout must be finite and > 0, got 0"),
         ({"timeout": None}, TypeError, "timeout must be a number, got None"),
         ({"statistics_of": [1]}, TypeError, "statistics_of must be keepers and probers"),
     ],

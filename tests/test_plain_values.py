@@ -53,12 +53,12 @@ def assert_alike(one, other):
 
 @each_way
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_a_copy_equals_what_it_is_made_of(value, way):
+def test_a_copy_equals_the_original(value, way):
     assert_alike(value, way(value))
 
 
 @each_way
-async def test_what_a_keeper_exports_can_be_copied(autojump_clock, way):
+async def test_exports_of_a_keeper_can_be_copied(autojump_clock, way):
     keeper = make_keeper(distributions={"latency": [1, 2]})
     async with running(keeper) as run:
         run.send(one("a"))
@@ -82,16 +82,16 @@ def test_statistics_can_be_copied(way):
 
 
 @given(values() | exports() | st.builds(Result, texts, st.dictionaries(texts, values())))
-def test_every_value_survives_pickling(value):
+def test_any_value_can_be_pickled(value):
     assert_alike(value, pickled(value))
 
 
-def test_what_a_copy_holds_can_only_be_read():
+def test_a_copy_is_read_only():
     with pytest.raises(TypeError):
         copy.deepcopy(Map("code", {"200": 1})).values["200"] = 2
 
 
-def test_what_is_unpickled_is_checked():
+def test_an_unpickled_object_is_validated():
     text = pickle.dumps(Map("code", {"200": 77}), 0)
-    with pytest.raises(ValueError, match="expected a finite number of 0 or more, got -7"):
+    with pytest.raises(ValueError, match="expected a finite number >= 0, got -7"):
         pickle.loads(text.replace(b"77", b"-7"))

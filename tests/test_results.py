@@ -46,7 +46,7 @@ def test_the_metrics_are_a_read_only_copy():
         result.metrics()["total"] = 2
 
 
-def test_results_are_equal_by_target_and_metrics():
+def test_results_with_equal_targets_and_metrics_are_equal():
     result = Result("a", {"total": 1})
     assert result == Result(Endpoint("a"), UserDict(total=1))
     assert result not in {Result("b", {"total": 1}), Result("a", {"total": 2})}
@@ -57,7 +57,7 @@ def test_a_result_is_frozen():
         Result("a", {}).target = "b"
 
 
-def test_evolve_replaces_what_it_is_told_to():
+def test_a_result_can_be_evolved():
     result = Result("a", {"total": 1})
     assert attrs.evolve(result, target="b") == Result("b", {"total": 1})
     assert attrs.evolve(result, metrics={}) == Result("a", {})
@@ -68,7 +68,7 @@ def test_the_repr_can_be_evaluated():
     assert repr(result) == "Result('a', {'total': 1, 'version': 'v1'})"
 
 
-async def test_a_keeper_adds_results_up_and_checks_their_values(autojump_clock):
+async def test_a_keeper_accepts_results_and_checks_their_values(autojump_clock):
     keeper = make_keeper()
     async with running(keeper) as run:
         run.send(*[Result("a", {"total": 1})] * 2, Result(Endpoint("a"), {"total": "1"}))

@@ -1,21 +1,16 @@
 """The stats keeper of a Trio program: results of probes in, consistent totals out."""
 
-from ._endpoint import Endpoint, Label
+from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
-from ._keeper import KeeperStatistics, StatsKeeper
+from ._keeper import StatsKeeper
+from ._keeper_statistics import KeeperStatistics
+from ._labels import Label
 from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
 from ._results import ProbeResult, Reason, Result
 from ._runs import Probe
-from ._values import (
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    exponential_bounds,
-    parse_value,
-)
+from ._values import Distribution, Gauge, Map, Value, exponential_bounds, parse_value
 from ._wiring import open_keeper, open_outputs
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the keeper sends: the totals of one target at one instant, and their line."""
+"""EventMetrics: the totals of one target at one instant, and their line of text."""
 
 from __future__ import annotations
 
@@ -10,72 +10,63 @@ from typing import TypeVar, final
 
 import attrs
 
-from ._checks import finite_float, positive_float
+from ._arguments import plain_str, quote, validate_finite, validate_positive
 from ._plain_values import PlainValue
-from ._values import (
-    Value,
-    escape,
-    escape_name,
-    format_value,
-    parse_value,
-    plain_str,
-    plain_value,
-    quote,
-    unescape,
-)
+from ._text import escape, escape_name, unescape
+from ._values import Value, format_value, parse_value, plain_value
 
 V = TypeVar("V")
 
-# Lines come from files and networks, and to read one is a single step. Of the worst kind,
-# this much takes some tenths of a second.
-_LONGEST_LINE = 2**21
+# Lines come from files and networks, and reading a line is one step without a checkpoint.
+# The worst line of this many characters takes some tenths of a second.
+_MAX_LINE_LENGTH = 2**21
 
-# cloudprober itself prints each line behind a prefix of the user's choice, which may be
-# empty, and the line's number.
+# cloudprober prints before each line a prefix of the user's choice, which may be empty, and
+# the number of the line.
 _HEAD = re.compile(r"(?:[^ ]*+ [0-9]{1,20} )?(-?[0-9]{1,18}) labels=([^ ]*)")
-# A string ends at the quote that a space or the line's end follows: cloudprober writes
-# spaces and quotes within strings as they are.
+# A string ends at a quote before a space or the end of the line, as cloudprober does not
+# escape spaces and quotes within strings.
 _METRIC = re.compile(r' ([^ =]*)=("(?:[^"]|"(?! |\Z))*+"|[^ ]*)')
 
 
 def _timestamp(timestamp: float) -> float:
-    return finite_float("timestamp", timestamp)
+    return validate_finite("timestamp", timestamp)
 
 
 def _start_timestamp(timestamp: float) -> float:
-    return finite_float("start_timestamp", timestamp)
+    return validate_finite("start_timestamp", timestamp)
 
 
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    return _checked_items("label", labels, plain_str)
+    return _validate_items("label", labels, plain_str)
 
 
 def _metrics(metrics: Mapping[str, Value]) -> Mapping[str, Value]:
-    return _checked_items("metric", metrics, plain_value)
+    return _validate_items("metric", metrics, plain_value)
 
 
-def latency_unit(unit: float) -> float:
-    """Return `unit`, an attribute of exports and keepers, if it is valid."""
-    return positive_float("latency_unit", unit)
+def validate_latency_unit(unit: float) -> float:
+    """Validate the attribute `latency_unit` of exports and keepers."""
+    return validate_positive("latency_unit", unit)
 
 
-def export_interval(interval: float) -> float:
-    """Return `interval`, an attribute of exports and keepers, if it is valid."""
-    return positive_float("export_interval", interval)
+def validate_export_interval(interval: float) -> float:
+    """Validate the attribute `export_interval` of exports and keepers."""
+    return validate_positive("export_interval", interval)
 
 
-def _checked_items(
-    what: str, mapping: Mapping[str, V], check: Callable[[V], V]
+def _validate_items(
+    what: str, mapping: Mapping[str, V], validate: Callable[[V], V]
 ) -> Mapping[str, V]:
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{what}s must be a mapping, got {quote(mapping)}")
-    checked: dict[str, V] = {}
+    items: dict[str, V] = {}
     for name, value in mapping.items():
         try:
-            checked[plain_str(name)] = check(value)
+            items[plain_str(name)] = validate(value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{what} {quote(name)}: {error}") from None
-    return MappingProxyType(checked)
+    return MappingProxyType(items)
 
 
 @final
@@ -83,34 +74,34 @@ def _checked_items(
 class EventMetrics(PlainValue):
     """The totals of one target at one instant.
 
-    `str()` gives cloudprober's line, which `EventMetrics.parse` reads back:
+    `str()` returns cloudprober's line, which `EventMetrics.parse` reads back:
 
         1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44
 
     Raises:
-      TypeError: if something is of the wrong type.
+      TypeError: if an argument is of the wrong type.
       ValueError: if a timestamp is not finite; if a metric is NaN, or an integer beyond the
-        largest float; if the latency unit or the interval is not finite or not above 0.
+        largest float; if the latency unit or the interval is not finite and > 0.
     """
 
     timestamp: float = attrs.field(converter=_timestamp)
-    """When the totals stood like this: Unix time in seconds."""
+    """The instant of the totals: Unix time in seconds."""
 
     start_timestamp: float = attrs.field(converter=_start_timestamp)
-    """When this target's totals began at zero: Unix time in seconds."""
+    """When the totals of this target were zero: Unix time in seconds."""
 
     labels: Mapping[str, str] = attrs.field(converter=_labels, hash=False)
-    """What is measured: ptype, probe, dst, then the additional labels; read-only."""
+    """The labels ptype, probe and dst, then the additional labels; read-only."""
 
     metrics: Mapping[str, Value] = attrs.field(converter=_metrics, hash=False)
     """The totals by metric name; read-only."""
 
-    latency_unit: float = attrs.field(default=1.0, converter=latency_unit)
-    """Seconds per unit of the latency metrics: `latency`, and names that end in `-latency`
+    latency_unit: float = attrs.field(default=1.0, converter=validate_latency_unit)
+    """Seconds per unit of the metric `latency` and of metrics whose names end in `-latency`
     or `_latency`. No other metric has this unit."""
 
-    export_interval: float = attrs.field(default=10.0, converter=export_interval)
-    """Seconds between exports. A target that has not come for three of them is gone."""
+    export_interval: float = attrs.field(default=10.0, converter=validate_export_interval)
+    """Seconds between exports. A target without an export for three intervals is stale."""
 
     def __str__(self) -> str:
         labels = ",".join(
@@ -134,13 +125,14 @@ class EventMetrics(PlainValue):
     ) -> EventMetrics:
         """Read a line back that cloudprober or `str()` wrote.
 
-        Labels and metrics come back equal, but a `Gauge` as a plain number, and the
-        timestamp in whole seconds. What the line does not tell is given by keyword. The
-        prefix and the number that cloudprober prints before each line are skipped.
+        Labels and metrics read back equal, except that a `Gauge` becomes a plain number.
+        The timestamp is rounded down to seconds. Attributes that a line does not have are
+        given by keyword. The prefix and the number that cloudprober prints before each line
+        are skipped.
 
         Raises:
-          ValueError: if `line` is not such a line, or has more than 2,097,152 characters;
-            the message quotes what is wrong.
+          ValueError: if `line` is not such a line, or has more than 2,097,152 characters.
+            The message quotes the error.
         """
         check_length(line)
         line = line.removesuffix("\r\n").removesuffix("\n")
@@ -158,7 +150,7 @@ class EventMetrics(PlainValue):
                 raise ValueError(f"not ' NAME=VALUE': {quote(line[end:])}")
             name = unescape(metric[1])
             if name in metrics:
-                raise ValueError(f"metric {quote(name)} stands twice in {quote(line)}")
+                raise ValueError(f"metric {quote(name)} appears twice in {quote(line)}")
             try:
                 metrics[name] = parse_value(metric[2])
             except ValueError as error:
@@ -175,15 +167,15 @@ class EventMetrics(PlainValue):
 
 
 def check_length(line: str) -> None:
-    """Raise a ValueError if it would take long to read `line`."""
-    if len(line) > _LONGEST_LINE:
+    """Raise a ValueError if `line` is too long to be read without a pause."""
+    if len(line) > _MAX_LINE_LENGTH:
         raise ValueError(
-            f"a line of {len(line):,} characters: at most {_LONGEST_LINE:,} are read"
+            f"a line of {len(line):,} characters: at most {_MAX_LINE_LENGTH:,} are read"
         )
 
 
-# The slots' own setters, which a frozen class does not show: with them, the export of a
-# target takes 0.8 µs to make, by the constructor 2.2 (row 6 of the benchmarks).
+# The setters of the slots, which a frozen class hides: making an export takes 0.8 µs with
+# them, and 2.2 µs with the constructor (row 6 of the benchmarks).
 (
     _set_timestamp,
     _set_start_timestamp,
@@ -194,7 +186,7 @@ def check_length(line: str) -> None:
 ) = (vars(EventMetrics)[field.name].__set__ for field in attrs.fields(EventMetrics))
 
 
-def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # those of the constructor
+def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # the constructor's
     timestamp: float,
     start_timestamp: float,
     labels: dict[str, str],
@@ -202,7 +194,7 @@ def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # those of the construct
     latency_unit: float,
     export_interval: float,
 ) -> EventMetrics:
-    """Return an `EventMetrics`; `labels` and `metrics` become its own, without a copy."""
+    """Return an `EventMetrics` that owns `labels` and `metrics`, without a copy."""
     unchecked = EventMetrics.__new__(EventMetrics)
     _set_timestamp(unchecked, timestamp)
     _set_start_timestamp(unchecked, start_timestamp)
@@ -221,6 +213,6 @@ def _parse_labels(text: str) -> dict[str, str]:
             raise ValueError(f"not NAME=VALUE: {quote(pair)}, in {quote(text)}")
         name = unescape(name)
         if name in labels:
-            raise ValueError(f"label {quote(name)} stands twice in {quote(text)}")
+            raise ValueError(f"label {quote(name)} appears twice in {quote(text)}")
         labels[name] = unescape(value)
     return labels

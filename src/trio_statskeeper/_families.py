@@ -27,6 +27,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from ._arguments import plain_number, quote
 from ._event_metrics import EventMetrics
 from ._log import logger
 from ._newest import when_gone
@@ -35,10 +36,8 @@ from ._values import (
     Gauge,
     Map,
     Value,
-    checked_bounds,
-    plain_number,
-    quote,
     unchecked_distribution,
+    validate_bounds,
 )
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
@@ -281,7 +280,7 @@ def in_seconds(value: Value, unit: float) -> Value:
 
 @lru_cache
 def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, ...]:
-    return checked_bounds(_product(bound, unit) for bound in bounds)
+    return validate_bounds(_product(bound, unit) for bound in bounds)
 
 
 # Of any two floats, whatever the program's own context is.

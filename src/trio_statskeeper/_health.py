@@ -10,10 +10,10 @@ import re
 import attrs
 import trio
 
+from ._arguments import quote
 from ._exceptions import causes, leaf_exceptions
 from ._log import logger
 from ._probe_errors import Inconclusive, ReasonedError
-from ._values import quote
 
 TIMEOUT = "timeout"
 """The key of runs that took too long."""

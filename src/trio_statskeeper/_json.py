@@ -8,15 +8,10 @@ from typing import TypeAlias
 
 import attrs
 
+from ._arguments import quote
 from ._event_metrics import EventMetrics, check_length
-from ._values import (
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    parse_number,
-    quote,
-)
+from ._text import parse_number
+from ._values import Distribution, Gauge, Map, Value
 
 # What is read.
 _Json: TypeAlias = "bool | int | float | str | list[_Json] | dict[str, _Json] | None"

@@ -10,11 +10,11 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from ._endpoint import Endpoint, checked_endpoint
+from ._arguments import MAX_NUMBER, quote
+from ._endpoint import Endpoint, validate_endpoint
 from ._health import Health
 from ._schedule import Schedule, offset_of
 from ._targets import Counts, Target
-from ._values import MAX_NUMBER, quote
 from ._wakeups import Wakeups
 
 Seconds: TypeAlias = float | Callable[[Endpoint], float]
@@ -111,7 +111,7 @@ class Listing:
         for endpoint in endpoints:
             if self.wakeups.is_step_over():
                 await self.wakeups.let_others_run()
-            target = self.targets.get(checked_endpoint(endpoint).key)
+            target = self.targets.get(validate_endpoint(endpoint).key)
             if target is not None and target.listing == self._number:
                 self.counts.duplicate_targets += 1
                 continue

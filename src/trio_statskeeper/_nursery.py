@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ._arguments import quote
 from ._exceptions import leaf_exceptions
 from ._log import logger
-from ._values import quote
 
 
 @asynccontextmanager

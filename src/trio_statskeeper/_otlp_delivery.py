@@ -30,6 +30,7 @@ from time import perf_counter
 import attrs
 import trio
 
+from ._arguments import quote
 from ._event_metrics import EventMetrics
 from ._families import Families
 from ._log import logger
@@ -39,7 +40,6 @@ from ._otlp_http import Client, Problem
 from ._otlp_request import Request
 from ._own_statistics import HELP, PREFIX, Observed, own_statistics
 from ._receiving import receive_batch
-from ._values import quote
 
 # Exports that are received in one step, and sent ones that are removed in one.
 _BATCH = 200

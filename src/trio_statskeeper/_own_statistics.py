@@ -9,12 +9,14 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
+from ._arguments import quote
+from ._clocks import later_timestamp
 from ._event_metrics import EventMetrics
-from ._keeper import KeeperStatistics, StatsKeeper
+from ._keeper import StatsKeeper
+from ._keeper_statistics import KeeperStatistics
 from ._prober import Prober
 from ._results import Reason
-from ._timestamps import later_timestamp
-from ._values import Gauge, Map, Value, quote
+from ._values import Gauge, Map, Value
 
 Observed: TypeAlias = StatsKeeper | Prober
 

@@ -1,4 +1,4 @@
-"""Frozen objects as plain values: what pickle and copy make of them."""
+"""Frozen objects that can be pickled and copied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ V = TypeVar("V")
 
 
 class PlainValue:
-    """Base of attrs classes that pickle and copy rebuild by the constructor.
+    """Base of attrs classes that pickle and copy rebuild by calling the constructor.
 
-    So what is unpickled is checked like anything that a caller makes. Read-only mappings,
-    which Python can't pickle, travel as dicts.
+    So an unpickled object is validated like any other. Read-only mappings, which Python
+    can't pickle, are pickled as dicts.
     """
 
     __slots__ = ()
@@ -34,5 +34,5 @@ class PlainValue:
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
-    """Return a copy of `mapping` that can't be changed."""
+    """Return a read-only copy of `mapping`."""
     return MappingProxyType(dict(mapping))

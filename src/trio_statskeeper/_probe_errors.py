@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ._values import Value, plain_str, quote
+from ._arguments import plain_str, quote
+from ._values import Value
 
 PROBER_METRICS = (
     "total",

@@ -31,7 +31,7 @@ from typing import Any, cast, final
 import attrs
 import trio
 
-from ._checks import is_callable, whole
+from ._arguments import integer, is_callable, quote
 from ._endpoint import Endpoint, endpoints_of, targets_function
 from ._health import HealthLog
 from ._keeper import StatsKeeper
@@ -42,7 +42,6 @@ from ._results import ProbeResult
 from ._runs import Probe, Runs
 from ._schedule import Schedule, WallClock
 from ._targets import Counts
-from ._values import quote
 from ._wakeups import Wakeups
 
 # The targets are asked for at least this often.
@@ -204,7 +203,7 @@ class Prober:
     runs of a target overlap."""
 
     max_concurrent: int | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(whole(1))
+        default=None, kw_only=True, validator=attrs.validators.optional(integer(1))
     )
     """How many probes may run at once; None: any number. Stuck ones do not count, as they
     would delay other targets."""

@@ -1,4 +1,4 @@
-"""What the keeper is fed: the results of probe runs, and why it rejects some."""
+"""The results of probe runs, and the reasons for which a keeper rejects them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Literal, Protocol, TypeAlias, final
 
 import attrs
 
+from ._arguments import plain_str, quote
 from ._endpoint import Endpoint
 from ._plain_values import PlainValue, read_only
-from ._values import Value, plain_str, quote
+from ._values import Value
 
 Reason: TypeAlias = Literal[
     "error",
@@ -28,9 +29,9 @@ Reason: TypeAlias = Literal[
 
 
 class ProbeResult(Protocol):
-    """The result of one probe run, as the keeper takes it from the results channel.
+    """The result of one probe run, as it is sent to the keeper.
 
-    `Result` is one. A class of your own may be another: it needs no base.
+    `Result` implements this protocol. A class of your own needs no base class.
     """
 
     @property
@@ -70,8 +71,8 @@ class Result(PlainValue):
 
     _metrics: Mapping[str, Value] = attrs.field(hash=False)
 
-    # By hand, as to type checkers an attribute with a converter is not a plain `str`, which
-    # `ProbeResult` wants.
+    # Written by hand: for type checkers, an attribute with a converter is not the plain
+    # `str` that `ProbeResult` requires.
     def __init__(self, target: str | Endpoint, metrics: Mapping[str, Value]) -> None:
         if not isinstance(metrics, Mapping):
             raise TypeError(f"metrics must be a mapping, got {quote(metrics)}")

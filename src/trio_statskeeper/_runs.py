@@ -20,6 +20,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from ._arguments import plain_str
 from ._endpoint import Endpoint
 from ._exceptions import forget_tracebacks, leaf_exceptions
 from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, is_inconclusive
@@ -27,7 +28,7 @@ from ._in_flight import InFlight
 from ._probe_errors import ReasonedError, validate_metrics
 from ._results import ProbeResult, unchecked_result
 from ._targets import Counts, Delisted, Run, Target
-from ._values import Map, Value, plain_str
+from ._values import Map, Value
 from ._wakeups import MIN_STALL, Wakeups
 
 Probe: TypeAlias = Callable[[Endpoint], Awaitable[Mapping[str, Value] | None]]

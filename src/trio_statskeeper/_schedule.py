@@ -20,8 +20,8 @@ from itertools import count
 import attrs
 import trio
 
+from ._arguments import quote
 from ._targets import Target
-from ._values import quote
 from ._wakeups import Wakeups
 
 # Seconds that the clock may differ before it is followed.

@@ -27,7 +27,7 @@ from typing import Generic, TypeVar, final
 import attrs
 import trio
 
-from ._checks import zero_or_more
+from ._arguments import non_negative
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
 from ._fan_out import FanOut, Output
@@ -176,7 +176,7 @@ class _Block(AbstractAsyncContextManager[T, None], Generic[T]):
 class _Background:
     """A task that outlives a block."""
 
-    grace: float = attrs.field(validator=zero_or_more)
+    grace: float = attrs.field(validator=non_negative)
     _scope: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _block: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _started: trio.Event = attrs.field(init=False, factory=trio.Event)

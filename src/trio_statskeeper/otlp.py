@@ -18,12 +18,11 @@ import httpcore2
 import httpx2
 import trio
 
-from ._checks import above_zero
+from ._arguments import positive, quote
 from ._event_metrics import EventMetrics
 from ._otlp_delivery import Delivery
 from ._otlp_http import Client, proxy_for, quote_invalid, without_secrets
 from ._own_statistics import Observed, checked_statistics
-from ._values import quote
 
 _HEADER_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_HEADER_VALUE = re.compile(r"\A[ \t]|[^\t -~]|[ \t]\Z")
@@ -177,7 +176,7 @@ class OTLPExporter:
     )
     """For `https`: whom to trust, and client certificates. None: the usual authorities."""
 
-    timeout: float = attrs.field(default=10.0, kw_only=True, validator=above_zero)
+    timeout: float = attrs.field(default=10.0, kw_only=True, validator=positive)
     """Seconds that a request may take, and, when the exports have ended, the delivery of
     all that still waits."""
 

@@ -45,6 +45,7 @@ from hypercorn.typing import ConnectionState
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ._arguments import quote
 from ._event_metrics import EventMetrics
 from ._families import Families, Family
 from ._keeper import StatsKeeper
@@ -54,7 +55,7 @@ from ._newest import Series, when_gone
 from ._nursery import open_flat_nursery
 from ._own_statistics import HELP, PREFIX, Observed, checked_statistics, own_statistics
 from ._segments import SegmentedDict
-from ._values import Distribution, Gauge, Map, Value, quote
+from ._values import Distribution, Gauge, Map, Value
 
 # Seconds of work between two checkpoints.
 _STEP_TIME = 0.0007

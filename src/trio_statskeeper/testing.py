@@ -10,10 +10,10 @@ from typing import TypeAlias, final
 import attrs
 import trio
 
-from ._checks import zero_or_more
+from ._arguments import non_negative, quote
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
-from ._values import Value, quote
+from ._values import Value
 
 
 async def receive_exports(
@@ -97,7 +97,7 @@ class Succeed:
     )
     """What it returns; a read-only copy."""
 
-    after: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
+    after: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
     """Seconds until it does."""
 
 
@@ -115,7 +115,7 @@ class Fail:
     """What it raises: any exception. A `ProbeFailed` may carry metrics and name its `error`
     key; an `Inconclusive` makes the run count as neither a success nor a failure."""
 
-    after: float = attrs.field(default=0.0, kw_only=True, validator=zero_or_more)
+    after: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
     """Seconds until it does."""
 
 

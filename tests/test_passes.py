@@ -1,4 +1,4 @@
-"""Consistent cuts without a pause, and a loop that is never hogged: rules 3 to 5."""
+"""Passes: consistent cuts without a pause, in short steps: rules 3 to 5."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ import pytest
 import trio
 from helpers import make_keeper, one, running, totals
 
-from trio_statskeeper import (
-    Endpoint,
-    EventMetrics,
-    _keeper,
-    _sending,
-)
+from trio_statskeeper import Endpoint, EventMetrics, _keeper_run, _sending
 from trio_statskeeper._receiving import receive_batch
 from trio_statskeeper.testing import receive_exports
 
@@ -66,7 +61,7 @@ async def test_a_target_that_first_reports_after_the_tick_waits_for_the_next_pas
     ]
 
 
-async def test_what_was_not_taken_of_a_cancelled_pass_is_not_mistaken_for_the_next_cut(
+async def test_the_rest_of_a_cancelled_pass_is_not_part_of_the_next_cut(
     autojump_clock,
 ):
     keeper = make_keeper(["a", "b"])
@@ -96,7 +91,7 @@ async def test_a_target_that_expires_during_a_pass_and_returns_is_not_in_it(auto
         assert totals(await receive_exports(run.exports, 2)) == {"a": 1, "b": 1}
 
 
-async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(autojump_clock):
+async def test_the_cut_is_at_the_tick_not_after_the_change_of_the_list(autojump_clock):
     others = [Endpoint(f"other {i}") for i in range(2_000)]
     readings = itertools.count()
 
@@ -116,7 +111,7 @@ async def test_the_cut_is_at_the_tick_and_not_once_the_list_is_gone_through(auto
     assert export.timestamp < b.start_timestamp
 
 
-async def test_what_comes_during_a_pass_for_a_target_that_left_the_list_is_in_the_next(
+async def test_late_results_during_a_pass_are_in_the_next_pass(
     autojump_clock,
 ):
     a, b, c = (Endpoint(name) for name in "abc")
@@ -140,7 +135,7 @@ async def test_what_comes_during_a_pass_for_a_target_that_left_the_list_is_in_th
 
 
 @pytest.mark.parametrize("before", [0, 1])
-async def test_what_comes_while_it_is_found_that_a_target_left_is_in_the_next_pass(
+async def test_late_results_during_the_change_of_the_list_are_in_the_next_pass(
     autojump_clock, before
 ):
     listed = [Endpoint(f"target {i}") for i in range(2_000)]
@@ -165,13 +160,13 @@ async def test_what_comes_while_it_is_found_that_a_target_left_is_in_the_next_pa
 
 
 def let_time_pass(monkeypatch, module: ModuleType, each_time: float) -> None:
-    """Have so many seconds pass whenever `module` looks at the time."""
+    """Let time pass whenever `module` reads the time."""
     ticking = itertools.count(step=each_time)
     monkeypatch.setattr(module, "perf_counter", lambda: next(ticking))
 
 
 async def spectate(count: Callable[[], int], seen: list[int]) -> None:
-    """Note the count whenever the loop comes round."""
+    """Note the count at each turn of the loop."""
     while True:
         seen.append(count())
         await trio.lowlevel.checkpoint()
@@ -183,7 +178,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monkeypatch):
-    let_time_pass(monkeypatch, _keeper, _keeper._FOLDING_STEP / 10)
+    let_time_pass(monkeypatch, _keeper_run, _keeper_run._FOLDING_TIME / 10)
     keeper = make_keeper()
     seen: list[int] = []
     async with running(keeper) as run:
@@ -192,7 +187,7 @@ async def test_a_backlog_is_folded_in_steps_of_limited_time(autojump_clock, monk
         run.send(*map(one, "a" * 1_000))
         await until(lambda: keeper.statistics().results_accepted == 1_000)
         seen.append(1_000)
-    # Two steps may come between two looks, and rounding may make 11 of 10.
+    # There may be two steps between two notes, and rounding may turn 10 into 11.
     assert 9 <= max(after - before for before, after in itertools.pairwise(seen)) <= 22
 
 
@@ -239,7 +234,7 @@ async def drain(
 
 
 @pytest.mark.parametrize("exports_buffer", [0, 10, 1_000])
-async def test_a_pass_needs_one_turn_of_the_loop_for_some_hundred_targets(
+async def test_a_pass_sends_some_hundred_targets_per_turn_of_the_loop(
     autojump_clock, monkeypatch, exports_buffer
 ):
     let_time_pass(monkeypatch, _sending, 0)  # however slow the machine is
@@ -281,7 +276,7 @@ async def test_a_tick_goes_through_many_targets_in_small_steps(
     assert steps <= len(seen) <= 2 * steps
 
 
-async def test_targets_that_left_the_list_are_gone_through_in_small_steps(autojump_clock):
+async def test_delisted_targets_are_gone_through_in_small_steps(autojump_clock):
     lists = iter([[Endpoint(f"target {i}") for i in range(5_000)], []])
     keeper = make_keeper(lambda: next(lists))
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""How a run ends: rules 10 to 12, and what its callables raise (rule 7)."""
+"""How a run ends: rules 10 to 12, and what the user's functions raise (rule 7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trio_statskeeper._nursery import open_flat_nursery
 # Rule 10: the end of input is a clean end
 
 
-async def test_when_all_senders_have_closed_a_last_pass_is_made(autojump_clock):
+async def test_a_last_pass_is_made_when_all_senders_have_closed(autojump_clock):
     keeper = make_keeper()
     async with running(keeper) as run:
         await trio.sleep(1.5)
@@ -50,7 +50,7 @@ async def test_a_pass_in_progress_is_finished_before_the_last(autojump_clock):
 
 
 @pytest.mark.parametrize("flush_timeout", [0, 0.5])
-async def test_the_last_pass_has_what_was_listed_at_the_last_tick_or_since(
+async def test_the_last_pass_includes_targets_listed_at_the_last_tick_or_since(
     autojump_clock, flush_timeout
 ):
     listed = [Endpoint(name) for name in "abce"]
@@ -78,7 +78,7 @@ async def test_the_last_pass_has_what_was_listed_at_the_last_tick_or_since(
 
 @pytest.mark.parametrize("flush_timeout", [0, 0.5])
 @pytest.mark.parametrize("bad", [OSError("no luck"), ["b"]])
-async def test_if_targets_fail_at_the_end_the_last_pass_is_of_those_before(
+async def test_if_targets_raises_at_the_end_the_last_pass_has_the_targets_before(
     autojump_clock, flush_timeout, bad
 ):
     def targets() -> list:
@@ -108,7 +108,7 @@ async def test_if_targets_fail_at_the_end_the_last_pass_is_of_those_before(
     assert totals(all_from(exports)) == {"a": 1, "b": 2}
 
 
-async def test_targets_that_left_the_list_as_a_flush_ran_out_of_time_are_not_forgotten(
+async def test_targets_delisted_in_a_flush_that_timed_out_are_exported_later(
     autojump_clock,
 ):
     listed = [Endpoint(f"target {i}") for i in range(2_000)]
@@ -145,7 +145,7 @@ async def test_the_end_waits_for_the_last_clone_of_the_sender(autojump_clock):
 # Rule 11: cancellation
 
 
-async def test_what_the_last_results_begin_is_as_new_as_the_cancellation(autojump_clock):
+async def test_targets_new_in_the_drained_buffer_start_at_the_cancellation(autojump_clock):
     keeper = make_keeper()
     async with running(keeper) as run:
         await trio.sleep(0.5)
@@ -165,7 +165,7 @@ class Exiting:
         raise SystemExit
 
 
-async def test_an_exit_among_the_last_results_is_raised_when_the_others_are_folded_in(
+async def test_a_system_exit_in_the_drained_buffer_is_raised_after_draining(
     autojump_clock,
 ):
     keeper = make_keeper()
@@ -179,7 +179,7 @@ async def test_an_exit_among_the_last_results_is_raised_when_the_others_are_fold
 
 @attrs.define
 class Outcome:
-    """How `run` ended, and what became of the results that were sent to it."""
+    """How `run` ended, and how many results were sent to it."""
 
     keeper: StatsKeeper
     results: trio.MemoryReceiveChannel[ProbeResult]
@@ -195,7 +195,7 @@ class Outcome:
             raise
 
     async def produce(self, results: trio.MemorySendChannel[ProbeResult]) -> None:
-        """Send results without end, and count those whose `send` returned."""
+        """Send results endlessly, and count those whose `send` returned."""
         with results:
             try:
                 while True:
@@ -242,7 +242,9 @@ async def test_every_result_whose_send_returned_is_in_the_totals_after_cancellat
     assert outcome.both_channels_are_closed()
 
 
-async def test_a_cancelled_keeper_makes_a_last_export_if_it_has_the_time(autojump_clock):
+async def test_a_cancelled_keeper_makes_a_last_export_in_the_flush_timeout(
+    autojump_clock,
+):
     keeper = make_keeper(flush_timeout=0.5)
     outcome, results, exports = outcome_of(keeper, buffer=10)
     with trio.CancelScope() as scope:
@@ -265,7 +267,7 @@ async def test_a_cancelled_keeper_makes_a_last_export_if_it_has_the_time(autojum
     assert type(outcome.raised) is trio.Cancelled
 
 
-async def test_the_last_export_gives_up_in_time_when_nobody_reads(autojump_clock):
+async def test_the_last_export_times_out_if_it_is_not_received(autojump_clock):
     keeper = make_keeper(flush_timeout=0.5)
     outcome, results, exports = outcome_of(keeper)
     results.send_nowait(one("a"))
@@ -287,7 +289,7 @@ async def test_without_a_flush_timeout_cancellation_exports_nothing(autojump_clo
         exports.receive_nowait()
 
 
-async def test_a_last_export_to_a_consumer_that_is_gone_ends_quietly(autojump_clock):
+async def test_a_last_export_to_a_closed_consumer_ends_quietly(autojump_clock):
     outcome, results, exports = outcome_of(make_keeper(flush_timeout=0.5))
     results.send_nowait(one("a"))
     with trio.move_on_after(0.5):
@@ -297,7 +299,7 @@ async def test_a_last_export_to_a_consumer_that_is_gone_ends_quietly(autojump_cl
     assert trio.current_time() == 0.5
 
 
-async def test_a_last_export_to_a_channel_that_was_closed_elsewhere_ends_quietly(
+async def test_a_last_export_to_a_channel_closed_elsewhere_ends_quietly(
     autojump_clock,
 ):
     outcome, results, exports = outcome_of(make_keeper(flush_timeout=0.5))
@@ -311,7 +313,7 @@ async def test_a_last_export_to_a_channel_that_was_closed_elsewhere_ends_quietly
     assert type(outcome.raised) is trio.Cancelled
 
 
-async def test_targets_that_were_being_gone_through_are_known_after_cancellation(
+async def test_a_new_list_is_in_effect_after_a_cancellation(
     autojump_clock,
 ):
     listed = [Endpoint(f"other {i}") for i in range(5_000)] + [Endpoint("a")]
@@ -335,17 +337,19 @@ async def test_a_result_that_waits_for_the_list_is_not_lost_by_cancellation(auto
             await trio.sleep(0.5)
             listed = [Endpoint(f"other {i}") for i in range(5_000)] + [Endpoint("a")]
             autojump_clock.jump(0.5)
-            while not keeper._totals._relisting:  # noqa: ASYNC110  # there is no event
+            listed_targets = keeper._passes.totals.listed
+            while not listed_targets.is_changing:  # noqa: ASYNC110  # there is no event
                 await trio.lowlevel.checkpoint()
             results.send_nowait(one("a"))
             for _ in range(3):
                 await trio.lowlevel.checkpoint()
-            assert keeper._progress.in_hand
+            assert results.statistics().current_buffer_used == 0
+            assert keeper.statistics().results_accepted == 0
             scope.cancel()
     assert keeper.statistics().results_accepted == 1
 
 
-async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
+async def test_a_second_run_after_cancellation_continues_counting(autojump_clock):
     keeper = make_keeper()
     for run in (1, 2, 3):
         outcome, results, exports = outcome_of(keeper)
@@ -356,7 +360,7 @@ async def test_a_second_run_after_cancellation_counts_on(autojump_clock):
         exports.close()
 
 
-# Rule 12: on every way out both channels are closed and the exception is bare
+# Rule 12: both channels are closed, and the exception is bare
 
 
 async def leave_by_end_of_input(outcome, results, exports) -> None:
@@ -431,7 +435,7 @@ async def test_both_channels_are_closed_and_the_exception_is_bare(
 
 
 class Raising:
-    """Something that raises when it is called for the `nth` time."""
+    """A function that raises when it is called for the `nth` time."""
 
     def __init__(self, nth: int, returned: object) -> None:
         self.calls_left = nth
@@ -456,7 +460,7 @@ class Raising:
         ("label", "x", 2, 2),
     ],
 )
-async def test_what_targets_a_label_or_the_clock_raises_leaves_run_bare(
+async def test_exceptions_of_targets_labels_and_clock_are_raised_bare(
     autojump_clock, option, returned, nth, at
 ):
     raising = Raising(nth, returned)
@@ -471,7 +475,7 @@ async def test_what_targets_a_label_or_the_clock_raises_leaves_run_bare(
     assert outcome.both_channels_are_closed()
 
 
-async def test_when_nobody_is_left_to_listen_the_error_says_so(autojump_clock):
+async def test_the_error_says_that_all_receivers_are_closed(autojump_clock):
     outcome, _results, exports = outcome_of(make_keeper())
     exports.close()
     message = r"^all receivers of the exports are closed$"
@@ -480,7 +484,7 @@ async def test_when_nobody_is_left_to_listen_the_error_says_so(autojump_clock):
     assert trio.current_time() == 1
 
 
-async def test_what_raises_does_not_lose_the_results_in_the_buffer(autojump_clock):
+async def test_an_exception_does_not_lose_the_results_in_the_buffer(autojump_clock):
     targets = Raising(2, [Endpoint("a")])
 
     def targets_and_results() -> object:
@@ -547,9 +551,9 @@ async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
     assert caught.value.__cause__ is None
 
 
-async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
+async def test_a_raised_exception_is_in_no_reference_cycle(autojump_clock):
     class NoTargets(Exception):
-        """One that can be referred to weakly."""
+        """An exception with weak references."""
 
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
@@ -604,7 +608,7 @@ async def test_a_nursery_that_is_cancelled_raises_a_bare_exception(tasks, raised
     assert caught is raised
 
 
-async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_clock):
+async def test_an_exception_group_from_a_function_is_not_changed(autojump_clock):
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
             raise ExceptionGroup("of the user's own", [OSError()])
@@ -616,14 +620,14 @@ async def test_an_exception_group_from_a_callable_is_left_as_it_is(autojump_cloc
 
 
 @pytest.mark.parametrize("timestamp", [math.nan, math.inf, -math.inf])
-async def test_a_clock_that_tells_no_time_is_an_error(autojump_clock, timestamp):
+async def test_the_clock_returns_finite_seconds(autojump_clock, timestamp):
     outcome, results, exports = outcome_of(make_keeper(clock=lambda: timestamp))
     results.send_nowait(one("a"))
     with exports, pytest.raises(ValueError, match=f"clock must .* got {timestamp}"):
         await outcome.run()
 
 
-async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
+async def test_targets_are_endpoints(autojump_clock):
     outcome, results, exports = outcome_of(make_keeper(lambda: ["a"]))
     results.send_nowait(one("a"))
     with exports, pytest.raises(TypeError, match="must be Endpoints, got 'a'"):
@@ -631,7 +635,7 @@ async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
     assert outcome.keeper.statistics().results_accepted == 1
 
 
-async def test_a_label_function_that_returns_no_string_is_an_error(autojump_clock):
+async def test_the_function_of_a_label_returns_a_string(autojump_clock):
     keeper = make_keeper(additional_labels={"port": lambda _: 80})
     outcome, results, exports = outcome_of(keeper)
     results.send_nowait(one("a"))
@@ -651,7 +655,7 @@ class Interrupting:
 
 
 @pytest.mark.parametrize("main_task", [True, False])
-def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
+def test_keyboard_interrupt_is_raised_bare_and_loses_no_result(main_task):
     keeper = make_keeper()
 
     async def main() -> None:
@@ -680,7 +684,7 @@ def test_keyboard_interrupt_leaves_run_bare_and_loses_no_result(main_task):
     assert outcome.both_channels_are_closed()
 
 
-def test_keyboard_interrupt_does_not_strike_where_the_last_results_are_folded_in():
+def test_keyboard_interrupt_does_not_strike_while_the_buffer_is_drained():
     keeper = make_keeper()
 
     async def main() -> None:
@@ -696,7 +700,7 @@ def test_keyboard_interrupt_does_not_strike_where_the_last_results_are_folded_in
     assert keeper.statistics().results_accepted == 3
 
 
-async def test_a_keyboard_interrupt_that_targets_raises_leaves_run_bare(autojump_clock):
+async def test_a_keyboard_interrupt_in_targets_is_raised_bare(autojump_clock):
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
             raise KeyboardInterrupt
@@ -708,7 +712,7 @@ async def test_a_keyboard_interrupt_that_targets_raises_leaves_run_bare(autojump
     assert outcome.both_channels_are_closed()
 
 
-async def test_both_channels_are_shared_by_cloning_them(autojump_clock):
+async def test_both_channels_can_be_shared_by_cloning_them(autojump_clock):
     outcome, results, exports = outcome_of(make_keeper(), exports_buffer=10)
     receiver = outcome.results.clone()
     sender = outcome.exports.clone()

@@ -1,0 +1,254 @@
+"""How the values of a metric add up: one aggregation per kind of value.
+
+An aggregation keeps the numbers of a metric side by side in a row, which is a flat list,
+from the index `at` on.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from operator import add
+from typing import Any, TypeAlias, assert_never, cast, final
+
+import attrs
+
+from ._arguments import MAX_NUMBER, is_number, plain_number, plain_str, quote
+from ._results import Reason
+from ._values import (
+    Distribution,
+    Gauge,
+    Map,
+    Value,
+    unchecked_distribution,
+    unchecked_map,
+)
+
+# A constant, as negating takes time for each sample.
+_MIN_NUMBER = -MAX_NUMBER
+
+Row: TypeAlias = list[Any]
+"""The totals of a target: see `_rows`."""
+
+
+class Rejected(Exception):
+    """A result can't be added to the totals."""
+
+    def __init__(self, reason: Reason, explanation: str) -> None:
+        super().__init__(explanation)
+        self.reason: Reason = reason
+
+    def of_metric(self, name: object) -> Rejected:
+        return Rejected(self.reason, f"metric {quote(name)}: {self}")
+
+
+class NewKeys(Exception):
+    """A map has keys for which the row has no place yet."""
+
+    def __init__(self, aggregation: SumByKey, value: Map) -> None:
+        super().__init__()
+        self.aggregation = aggregation
+        self.value = value
+
+
+@final
+@attrs.frozen
+class Sum:
+    """Adds numbers. The row holds their sum, which is the total."""
+
+    zero = (0,)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        number = _number(value)
+        if number < 0:
+            raise Rejected("negative", f"a counter can't decrease, got {quote(value)}")
+        if not number <= MAX_NUMBER:
+            raise Rejected("not-finite", f"a counter must be finite, got {quote(value)}")
+        row[at] = _sum(row[at], number)
+
+
+@final
+@attrs.frozen
+class LastValue:
+    """Keeps the newest gauge or string. The row holds it and the time of its update."""
+
+    type: type[Gauge | str]
+
+    zero = (None, 0.0)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is self.type:
+            row[at] = value
+        elif self.type is str and isinstance(value, str):
+            row[at] = plain_str(value)
+        else:
+            raise Rejected("kind", f"expected a {self.type.__name__}, got {quote(value)}")
+        row[at + 1] = now
+
+    def total(self, row: Row, at: int, stale: float) -> Value | None:
+        newest: Value = row[at]
+        return newest if row[at + 1] > stale else None
+
+
+def _places(aggregation: SumByKey) -> dict[str, int]:
+    return {key: place for place, key in enumerate(aggregation.keys)}
+
+
+@final
+@attrs.frozen
+class SumByKey:
+    """Adds maps key by key. The row holds the counts in the order of their sorted keys."""
+
+    name: str
+    keys: tuple[str, ...] = ()
+    places: dict[str, int] = attrs.field(
+        init=False, eq=False, default=attrs.Factory(_places, takes_self=True)
+    )
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        return (0,) * len(self.keys)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is not Map:
+            raise Rejected("kind", f"expected a map, got {quote(value)}")
+        if value.name != self.name:
+            raise Rejected(
+                "map-name",
+                f"expected a map named {quote(self.name)}, got {quote(value.name)}",
+            )
+        places = self.places
+        if not places.keys() >= value.values.keys():
+            raise NewKeys(self, value)
+        for key, number in value.values.items():
+            place = at + places[key]
+            before = row[place]
+            total = before + number
+            # No call in the usual case, as in `Totals._add`.
+            row[place] = total if before <= total <= MAX_NUMBER else _sum(before, number)
+
+    def with_keys_of(self, value: Map, max_keys: int) -> SumByKey:
+        """Return this aggregation with the keys of `value` added, if it has room."""
+        keys = self.keys
+        if len(value.values) <= max_keys:
+            keys = tuple(sorted(self.places.keys() | value.values.keys()))
+        if len(keys) > max_keys or len(value.values) > max_keys:
+            raise Rejected("map-keys", f"the map would exceed {max_keys} keys")
+        return SumByKey(self.name, keys)
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        counts = row[at : at + len(self.keys)]
+        return unchecked_map(self.name, dict(zip(self.keys, counts, strict=True)))
+
+
+@final
+@attrs.frozen
+class Histogram:
+    """Merges distributions. The row holds their sum, then the count of each bucket."""
+
+    bounds: tuple[float, ...]
+    takes_samples: bool
+    """Whether a number is accepted, as one sample."""
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        return (0.0,) + (0,) * (len(self.bounds) + 1)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is Distribution:
+            self._merge(row, at, value)
+            return
+        if not self.takes_samples:
+            raise Rejected("kind", f"expected a distribution, got {quote(value)}")
+        sample = value if type(value) is float or type(value) is int else _number(value)
+        total = row[at] + sample
+        if not _MIN_NUMBER <= total <= MAX_NUMBER:
+            if not _MIN_NUMBER <= sample <= MAX_NUMBER:
+                raise Rejected("not-finite", f"a sample must be finite, got {quote(value)}")
+            raise Rejected("overflow", "the sum would exceed the largest float")
+        row[at] = total
+        row[at + 1 + bisect_left(self.bounds, sample)] += 1
+
+    def _merge(self, row: Row, at: int, value: Distribution) -> None:
+        if value.bounds != self.bounds:
+            raise Rejected(
+                "bounds",
+                f"expected the bounds {quote(self.bounds)}, got {quote(value.bounds)}",
+            )
+        total = row[at] + value.sum
+        if not _MIN_NUMBER <= total <= MAX_NUMBER:
+            raise Rejected("overflow", "the sum would exceed the largest float")
+        row[at] = total
+        buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
+        row[buckets] = map(add, row[buckets], value.bucket_counts)
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
+        return unchecked_distribution(self.bounds, counts, row[at])
+
+
+Aggregation: TypeAlias = Sum | LastValue | SumByKey | Histogram
+"""Each has:
+
+- `zero`: the numbers of a metric before its first value;
+- `add(row, at, value, now)`: adds `value` to the numbers in `row`;
+- `total(row, at, stale)`: returns the total, or None if it was not updated since `stale`.
+  `Sum` has no `total`: the number in the row is the total.
+"""
+
+
+@attrs.frozen
+class AggregationRules:
+    """The options of a keeper on which the aggregation of a new metric depends."""
+
+    distributions: Mapping[str, tuple[float, ...]]
+    """Bounds by metric name: numbers of these metrics are samples."""
+    label_names: frozenset[str]
+    """A map must not have the name of a label."""
+    max_map_keys: int
+    max_metrics: int
+
+    def aggregation_of(self, name: str, value: Value, metrics_before: int) -> Aggregation:
+        """Return the aggregation of a new metric, according to its first value."""
+        if metrics_before >= self.max_metrics:
+            limit = f"the target would exceed {self.max_metrics} metrics"
+            raise Rejected("metrics", limit)
+        bounds = self.distributions.get(name)
+        if bounds is not None:
+            return Histogram(bounds, takes_samples=True)
+        first = plain_number(cast("float", value)) if is_number(value) else value
+        if not isinstance(first, Value):
+            raise Rejected("type", f"{quote(value)} is not a value of a metric")
+        match first:
+            case int() | float():
+                return Sum()
+            case str():
+                return LastValue(str)
+            case Gauge():
+                return LastValue(Gauge)
+            case Map():
+                if first.name in self.label_names:
+                    raise Rejected(
+                        "map-name", f"a map can't be named {first.name!r}: that is a label"
+                    )
+                return SumByKey(first.name).with_keys_of(first, self.max_map_keys)
+            case Distribution():
+                return Histogram(first.bounds, takes_samples=False)
+            case _:
+                assert_never(first)
+
+
+def _number(value: object) -> int | float:
+    if not is_number(value):
+        raise Rejected("kind", f"expected a number, got {quote(value)}")
+    return plain_number(cast("float", value))
+
+
+def _sum(total: float, number: float) -> int | float:
+    """Return the sum of two counts, which is never below `total`."""
+    added = total + number
+    if added > MAX_NUMBER:
+        raise Rejected("overflow", "the total would exceed the largest float")
+    # An integer beyond 2**53 may be rounded down when it becomes a float.
+    return added if added >= total else math.nextafter(added, math.inf)

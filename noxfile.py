@@ -20,7 +20,7 @@ nox.options.error_on_external_run = True
 # looked for on the network.
 nox.options.download_python = "never"
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -39,7 +39,18 @@ def show_pyenv_versions() -> None:
         )
 
 
+def get_missing_pythons() -> None:
+    """In CI, unpack the interpreters that are missing; `.ci/get-python` says how."""
+    for version in PYTHONS:
+        if "CI" in os.environ and not shutil.which(f"python{version}"):
+            directory = Path(".nox", f"python{version}").resolve()
+            if not directory.exists():
+                subprocess.run([".ci/get-python", version, directory], check=True)
+            os.environ["PATH"] += f"{os.pathsep}{directory / 'usr/bin'}"
+
+
 show_pyenv_versions()
+get_missing_pythons()
 
 
 @nox.session

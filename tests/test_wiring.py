@@ -491,6 +491,45 @@ async def test_an_output_with_a_bug_ends_the_block_and_the_others_get_the_last_t
     assert caplog.messages == []
 
 
+async def fail_upon_cancellation() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise RuntimeError("cleanup")
+
+
+async def test_what_a_nursery_in_the_block_raises_upon_its_end_hides_no_bug(
+    autojump_clock, caplog
+):
+    async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await trio.sleep(1)
+        raise THE_ERROR
+
+    with pytest.raises(ValueError, match="own") as caught:
+        async with (
+            open_outputs(bug) as exports,
+            open_keeper(make_keeper("a"), exports),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(fail_upon_cancellation)
+            await trio.sleep_forever()
+    assert caught.value is THE_ERROR
+    (message,) = caplog.messages
+    assert "RuntimeError('cleanup')" in message
+
+
+async def test_no_cancelled_leaves_with_what_an_outputs_nursery_raises(autojump_clock):
+    async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_upon_cancellation)
+            await trio.sleep_forever()
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="cleanup")):
+        async with open_outputs(output):
+            pass
+    assert trio.current_time() == 5
+
+
 async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
     class BugError(Exception):
         """One that can be referred to weakly."""

@@ -29,7 +29,7 @@ import trio
 
 from ._arguments import non_negative
 from ._event_metrics import EventMetrics
-from ._exceptions import is_cancellation
+from ._exceptions import is_cancellation, without_cancellations
 from ._fan_out import FanOut, Output
 from ._keeper import StatsKeeper
 from ._log import logger
@@ -187,7 +187,7 @@ class _Background:
 
     def fail(self, error: BaseException) -> None:
         """Cancel the block, and have `error` raised when all has ended."""
-        self._raised.append(error)
+        self._raised.append(without_cancellations(error))
         del error  # the Cancelled of the block refers to this frame
         self._block.cancel()
 
@@ -243,7 +243,7 @@ class _Background:
         self._in_haste = _IN_HASTE in vars(error)
         # A task that fails closes its channel, and so makes those fail who send to it.
         if not (self._raised and isinstance(error, trio.BrokenResourceError)):
-            self._raised.append(error)
+            self._raised.append(without_cancellations(error))
 
     async def _finish(self) -> None:  # noqa: ASYNC910  # the nursery has a checkpoint
         """Wait until the task has ended, or until it was cancelled and has ended."""

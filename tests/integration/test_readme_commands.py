@@ -48,7 +48,9 @@ class Website(BaseHTTPRequestHandler):
     def do_GET(self):
         host = self.headers["Host"].partition(":")[0]
         self.server.requests[host] += 1
+        self.server.cookies |= "Cookie" in self.headers
         self.send_response(503 if host == "127.0.0.3" else 200)
+        self.send_header("Set-Cookie", "visited=before")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -59,6 +61,7 @@ class Website(BaseHTTPRequestHandler):
 def website():
     with ThreadingHTTPServer(("", 0), Website) as server:
         server.requests = Counter()
+        server.cookies = False
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -130,6 +133,7 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
         assert export.metrics["total"] in (requests, requests - 1)
         counted_as = "failure" if host == "127.0.0.3" else "success"
         assert export.metrics[counted_as] == export.metrics["total"]
+    assert not server.cookies
     failing = last[f"http://127.0.0.3:{server.server_port}/"].metrics
     assert failing["error"].values == {"status-503": failing["failure"]}
     data = [export.metrics for export in last.values() if export.labels["team"] == "data"]

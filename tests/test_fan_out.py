@@ -434,10 +434,21 @@ async def test_an_export_that_comes_with_an_exception_of_an_output_hides_it_not(
     assert caplog.messages == []
 
 
-async def test_without_outputs_it_refuses_and_closes_nothing():
+@pytest.mark.parametrize(
+    ("outputs", "error", "message"),
+    [
+        ((), ValueError, "at least one output, got none"),
+        (
+            ("lines",),
+            TypeError,
+            "such as `write_lines` or an exporter's `run`, got 'lines'",
+        ),
+    ],
+)
+async def test_without_outputs_it_refuses_and_closes_nothing(outputs, error, message):
     exports, receive = trio.open_memory_channel[EventMetrics](0)
-    with pytest.raises(ValueError, match="at least one output, got none"):
-        await fan_out(receive)
+    with pytest.raises(error, match=message):
+        await fan_out(receive, *outputs)
     assert exports.statistics().open_receive_channels == 1
 
 

@@ -453,6 +453,7 @@ async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_cloc
     ("outputs", "grace", "error", "message"),
     [
         ((), 5, ValueError, "open_outputs needs at least one output, got none"),
+        ((stuck, 5), 5, TypeError, "an output must be an async function .* got 5"),
         ((stuck,), -1, ValueError, "grace must be finite and >= 0, got -1"),
         ((stuck,), None, TypeError, "grace must be a number, got None"),
     ],

@@ -28,6 +28,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 import trio
 
+from ._arguments import quote
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
 from ._log import logger
@@ -46,6 +47,18 @@ _DROPPED_BATCH = 500
 
 # Seconds of receiving between two checkpoints.
 _STEP = 0.0005
+
+
+def validate_outputs(of: str, outputs: Sequence[Output]) -> None:
+    """Raise a ValueError if there is no output, a TypeError if one can't be called."""
+    if not outputs:
+        raise ValueError(f"{of} needs at least one output, got none")
+    for output in outputs:
+        if not callable(output):
+            raise TypeError(
+                "an output must be an async function of a receive channel, such as "
+                f"`write_lines` or an exporter's `run`, got {quote(output)}"
+            )
 
 
 @trio.lowlevel.enable_ki_protection
@@ -78,10 +91,10 @@ async def fan_out(  # noqa: ASYNC128  # it hands `started` on
         a `task_status`, too, have said so.
 
     Raises:
-      ValueError: if there is no output; `exports` is not closed then.
+      TypeError: if an output can't be called; `exports` is not closed then.
+      ValueError: if there is no output; the same.
     """
-    if not outputs:
-        raise ValueError("fan_out needs at least one output, got none")
+    validate_outputs("fan_out", outputs)
     await FanOut(exports, outputs).run(task_status.started)
 
 

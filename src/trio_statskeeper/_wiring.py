@@ -30,7 +30,7 @@ import trio
 from ._arguments import non_negative
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation, without_cancellations
-from ._fan_out import FanOut, Output
+from ._fan_out import FanOut, Output, validate_outputs
 from ._keeper import StatsKeeper
 from ._log import logger
 from ._nursery import choose, open_flat_nursery
@@ -75,13 +75,11 @@ def open_outputs(
       grace: seconds from the end of the block to the cancellation of the outputs.
 
     Raises:
-      TypeError: if `grace` is not a number.
+      TypeError: if an output can't be called, or `grace` is not a number.
       ValueError: if there is no output, or `grace` is negative or not finite.
       BaseException: what an output raised, not wrapped in a group.
     """
-    if not outputs:
-        raise ValueError("open_outputs needs at least one output, got none")
-
+    validate_outputs("open_outputs", outputs)
     background = _Background(grace)
 
     @asynccontextmanager

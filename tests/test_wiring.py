@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, NoReturn
 from weakref import ref
@@ -344,12 +345,16 @@ async def press_ctrl_c_after(seconds: float) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(caplog):
+@pytest.mark.parametrize("between", [AsyncExitStack, trio.open_nursery])
+def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(
+    caplog, between
+):
     async def main() -> None:
         send, _ = trio.open_memory_channel[EventMetrics](0)
         try:
             async with (
                 open_outputs(stuck, grace=100),
+                between(),
                 open_keeper(make_keeper("a"), send, grace=100) as results,
             ):
                 await results.send(one("a"))
@@ -359,7 +364,7 @@ def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(capl
             ended_at.append(trio.current_time())
 
     ended_at: list[float] = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
         run(main)
     assert ended_at == [1]
     assert [record.levelname for record in caplog.records] == [
@@ -558,8 +563,16 @@ async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clo
         gc.enable()
 
 
+async def send_on(results: trio.MemorySendChannel[ProbeResult]) -> None:
+    with trio.CancelScope(shield=True):
+        while True:
+            await results.send(one("a"))
+            await trio.sleep(0.4)
+
+
+@pytest.mark.parametrize("in_nursery", [False, True])
 async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_channel(
-    autojump_clock, caplog
+    autojump_clock, caplog, in_nursery
 ):
     def targets() -> list[Endpoint]:
         if trio.current_time():
@@ -572,10 +585,11 @@ async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_
             open_outputs(recorder.run) as exports,
             open_keeper(make_keeper(targets), exports) as results,
         ):
-            with trio.CancelScope(shield=True):
-                while True:
-                    await results.send(one("a"))
-                    await trio.sleep(0.4)
+            if in_nursery:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send_on, results)
+                    nursery.start_soon(trio.sleep_forever)
+            await send_on(results)
     assert trio.current_time() == pytest.approx(1.2)
     assert caplog.messages == []
 

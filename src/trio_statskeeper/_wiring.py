@@ -29,7 +29,7 @@ import trio
 
 from ._arguments import non_negative
 from ._event_metrics import EventMetrics
-from ._exceptions import is_cancellation, without_cancellations
+from ._exceptions import is_cancellation, leaf_exceptions, without_cancellations
 from ._fan_out import FanOut, Output, validate_outputs
 from ._keeper import StatsKeeper
 from ._log import logger
@@ -238,10 +238,14 @@ class _Background:
             self._ended.set()
 
     def _note_of_block(self, error: BaseException) -> None:
-        self._in_haste = _IN_HASTE in vars(error)
+        # Nurseries within the block raise groups.
+        leaves = [*leaf_exceptions(error)]
+        self._in_haste = any(_IN_HASTE in vars(leaf) for leaf in leaves)
         # A task that fails closes its channel, and so makes those fail who send to it.
-        if not (self._raised and isinstance(error, trio.BrokenResourceError)):
+        ended = trio.BrokenResourceError, trio.Cancelled
+        if not (self._raised and all(isinstance(leaf, ended) for leaf in leaves)):
             self._raised.append(without_cancellations(error))
+        del leaves, error  # else they would refer to themselves, by their tracebacks
 
     async def _finish(self) -> None:  # noqa: ASYNC910  # the nursery has a checkpoint
         """Wait until the task has ended, or until it was cancelled and has ended."""

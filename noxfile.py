@@ -83,8 +83,9 @@ def typing(session: nox.Session) -> None:
     programs = re.findall(
         r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    for number, program in enumerate(programs, 1):
-        path = Path(session.create_tmp(), f"readme_{number}.py")
+    # The second program imports the first, by this name.
+    for name, program in zip(("monitor", "own_nursery"), programs, strict=True):
+        path = Path(session.create_tmp(), f"{name}.py")
         path.write_text(program)
         checked.append(str(path))
     session.run("mypy", *checked)

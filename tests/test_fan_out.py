@@ -349,8 +349,9 @@ async def test_what_an_output_raises_is_raised_bare_and_ends_the_others(two):
     received = []
     exports, receive = trio.open_memory_channel[EventMetrics](1)
     exports.send_nowait(export("a", 1))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         await fan_out(receive, fail, shielded)
+    assert caught.value.__context__ is None
     assert received == [export("a", 1)]
     assert exports.statistics().open_receive_channels == 0
 

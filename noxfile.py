@@ -49,8 +49,8 @@ def get_missing_pythons() -> None:
             os.environ["PATH"] += f"{os.pathsep}{directory / 'usr/bin'}"
 
 
-show_pyenv_versions()
 get_missing_pythons()
+show_pyenv_versions()
 
 
 @nox.session

@@ -18,7 +18,7 @@ from ._arguments import MAX_NUMBER, plain_str, quote
 from ._expiry import UnlistedTargets
 from ._exported_targets import ExportedTargets
 from ._rejections import Rejections
-from ._results import ProbeResult, Result
+from ._results import ProbeResult, unchecked_result
 from ._rows import CHANGE, EPOCH, SAVED, START, Rows, Schemas
 from ._values import Value
 
@@ -116,7 +116,7 @@ class Totals:
     def _postpone(self, key: str, deltas: Mapping[str, Value]) -> ProbeResult | None:
         try:
             # A copy: `metrics()` is called only once, and the user may change its result.
-            return Result(key, deltas)
+            return unchecked_result(key, dict(deltas))
         except Exception as error:  # noqa: BLE001  # a dict of the user's class
             self.rejections.add_error(error, f"target {quote(key)}: ")
             return None

@@ -4,8 +4,9 @@ Each run has a connection of its own, without cookies or proxies. Certificates a
 redirects are not followed. Statuses of 400 and above are failures; `resp-code` counts all.
 Latency covers name lookup, connection, TLS, request and at most 1 MB of the body. The lag
 of the program's own event loop adds to it: see `loop_lag` (`--prometheus`, `--otlp`).
-Targets are shown without user, password and query. Without URLs it probes loopback: a
-healthy URL, one that is slow and flaky, and a closed port. Press Ctrl-C to stop.
+Targets are shown without user, password and query; if several look the same then, the names
+of the others end in `#2`, `#3` and so on. Without URLs it probes loopback: a healthy URL,
+one that is slow and flaky, and a closed port. Press Ctrl-C to stop.
 """
 
 from __future__ import annotations

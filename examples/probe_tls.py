@@ -26,10 +26,11 @@ async def probe(context: ssl.SSLContext, endpoint: Endpoint) -> dict[str, Gauge]
     try:
         return {"cert-expiry": Gauge(await seconds_until_expiry(endpoint, context))}
     except ssl.SSLCertVerificationError as error:
-        # A second handshake shows the certificate that was refused in the first.
-        metrics = {"cert-expiry": Gauge(await seconds_until_expiry(endpoint, UNVERIFIED))}
-        reason = error.verify_message.partition(",")[0].replace(" ", "-")
-        raise ProbeFailed(reason, metrics=metrics) from error
+        refusal = error
+    # A second handshake shows the certificate that was refused in the first.
+    metrics = {"cert-expiry": Gauge(await seconds_until_expiry(endpoint, UNVERIFIED))}
+    reason = refusal.verify_message.partition(",")[0].replace(" ", "-")
+    raise ProbeFailed(reason, metrics=metrics) from refusal
 
 
 async def main(args: argparse.Namespace) -> int:

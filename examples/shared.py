@@ -138,7 +138,7 @@ async def open_outputs(
                 f"{args.export_interval:g} s. Press Ctrl-C to stop.",
                 file=sys.stderr,
             )
-        with trio.move_on_after(getattr(args, "for")):
+        with trio.move_on_after(getattr(args, "for")):  # noqa: ASYNC100  # the block has some
             yield exports
 
 

@@ -14,16 +14,16 @@ from trio_statskeeper import Endpoint
 
 MAX_BODY = 1_000_000  # bytes
 
-TLS = httpx2.create_ssl_context()  # which takes some 10 ms
+TLS = httpx2.create_ssl_context()  # slow to create
 HEADERS = {"Accept-Encoding": "identity", "Connection": "close"}
 
 
 async def get_status(url: str) -> int:
     """Get the URL and, as far as MAX_BODY, its body; return the status.
 
-    Each time by a new client, as a client's connections, their number and cookies would be
-    shared. That takes about half a millisecond more than the network does. The body is not
-    decoded, whatever the server has encoded it with.
+    Each call has a client of its own, as a client shares connections, a limit on them, and
+    cookies between its requests. The client itself takes about half a millisecond. The body
+    is not decoded, so a compressed one can't grow.
 
     Raises:
       OSError: if there is no connection, or it breaks.

@@ -544,6 +544,24 @@ def test_a_healthy_output_has_all_that_was_accepted_whatever_ends_the_block(how)
     assert interrupt_everywhere(play, how) > 200
 
 
+@pytest.mark.parametrize("how", ["cancel", "crash"])
+def test_a_block_that_is_interrupted_as_it_begins_loses_nothing(how):
+    async def play(interruption: Interruption) -> None:
+        wired = Wired()
+        accepted = 0
+
+        async def run() -> None:
+            nonlocal accepted
+            async with open_outputs(wired.healthy) as exports:
+                exports.send_nowait(export("a", 1))
+                accepted += 1
+
+        await interruption.watch(run)
+        assert wired.received.get("a", 0) == accepted
+
+    assert interrupt_everywhere(play, how) > 20
+
+
 # The outputs
 
 

@@ -87,6 +87,7 @@ class Probing:
     listed: list[str] = attrs.field(init=False, factory=lambda: ["abd", "bcd", "b"])
     received: list[ProbeResult] = attrs.field(init=False, factory=list)
     results: trio.MemorySendChannel[ProbeResult] = attrs.field(init=False)
+    once: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.prober = Prober(
@@ -109,13 +110,18 @@ class Probing:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(consume, results_receive, self.received)
             with trio.move_on_after(2.7):
-                await ctrl_c.watch(self.prober.run, self.results)
+                run = self.prober.run_once if self.once else self.prober.run
+                await ctrl_c.watch(run, self.results)
 
     def check(self) -> None:
         statistics = self.prober.statistics()
         assert statistics.results_sent == len(self.received)
         assert statistics.running == statistics.runs_stuck == statistics.targets == 0
         assert not is_open(self.results)
+
+
+def probing_once() -> Probing:
+    return Probing(once=True)
 
 
 @attrs.define(eq=False)
@@ -397,7 +403,9 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    "make", [Probing, Keeping, Wired, fanning_out, showing], ids=lambda make: make.__name__
+    "make",
+    [Probing, probing_once, Keeping, Wired, fanning_out, showing],
+    ids=lambda make: make.__name__,
 )
 def test_ctrl_c_ends_it_at_every_line(make):
     assert press_at_every_line(make) > 50
@@ -440,7 +448,21 @@ def ctrl_c_in_targets(went_on: list[str]) -> Callable[..., Any]:
     return partial(make_keeper(targets).run, channel_of())
 
 
-@pytest.mark.parametrize("make", [ctrl_c_in_a_probe, ctrl_c_in_targets])
+def ctrl_c_in_an_output(went_on: list[str]) -> Callable[..., Any]:
+    async def output(exports: trio.MemoryReceiveChannel[Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append("output")
+
+    async def run(_: object) -> None:
+        async with open_outputs(output):
+            await trio.sleep_forever()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "make", [ctrl_c_in_a_probe, ctrl_c_in_targets, ctrl_c_in_an_output]
+)
 def test_ctrl_c_ends_a_function_of_the_users_that_may_be_endless(make):
     async def main() -> None:
         send, receive = trio.open_memory_channel[Any](0)

@@ -83,6 +83,18 @@ async def test_it_has_started_when_all_outputs_have_that_can_tell(autojump_clock
     assert trio.current_time() == 2
 
 
+async def test_an_output_that_is_cancelled_after_the_exports_have_ended_is_named(
+    autojump_clock, caplog
+):
+    async def stuck(exports):
+        await trio.sleep_forever()
+
+    with trio.move_on_after(1):
+        await fan_out(channel_of(export("a", 1)), stuck)
+    (message,) = caplog.messages
+    assert "stuck: was cancelled before it returned; 1 exports" in message
+
+
 async def test_an_output_that_cannot_start_keeps_fan_out_from_starting(nursery):
     async def cannot_start(exports, *, task_status):  # noqa: ASYNC114, ASYNC128
         await trio.lowlevel.checkpoint()
@@ -97,6 +109,22 @@ async def test_every_output_gets_every_export_in_order(two):
     await two.listen(0, 1)
     await two.send(export("a", 1), export("b", 1), export("a", 2))
     assert two.received == [[("a", 1), ("b", 1), ("a", 2)]] * 2
+
+
+async def test_exports_stay_in_the_order_of_their_pass_when_a_target_joins(nursery):
+    async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        received.extend([each.labels["dst"] async for each in exports])
+
+    received: list[str] = []
+    send, exports = trio.open_memory_channel[EventMetrics](math.inf)
+    nursery.start_soon(fan_out, exports, output)
+    with send:
+        for targets in "ac", "abc", "abc":
+            for target in targets:
+                send.send_nowait(export(target, 1))
+            await wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
+    assert "".join(received) == "acabcabc"
 
 
 async def test_a_stuck_output_delays_neither_the_sender_nor_the_others(two):

@@ -379,7 +379,7 @@ async def writing(path):
     """Write what is sent, in the background, until the block is left."""
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_lines, receive, path)
+        await nursery.start(write_lines, receive, path)
         with send:
             yield send
 

@@ -89,6 +89,13 @@ def test_a_probers_statistics_are_metrics_too():
     }
 
 
+def test_the_statistics_of_a_keepers_prober_have_the_labels_of_the_keepers():
+    keeper = make_keeper()
+    prober = Prober(probe, keeper, interval=1, timeout=1)
+    assert own_statistics(prober).labels == own_statistics(keeper).labels
+    assert checked_statistics([keeper, prober]) == (keeper, prober)
+
+
 def test_they_count_from_when_nothing_was_counted():
     before = time.time()
     export = own_statistics(make_keeper())

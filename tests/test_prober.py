@@ -12,15 +12,14 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-import attrs
 import pytest
 import trio
 import trio.testing
+from probing import A, B, hanging, make_prober, running, slow, times, well
 
 from trio_statskeeper import (
     Endpoint,
@@ -35,64 +34,11 @@ from trio_statskeeper._listing import _REMOVED_BATCH
 from trio_statskeeper._runs import _GIVEN_UP_BATCH, _TIMED_OUT
 from trio_statskeeper._schedule import offset_of
 from trio_statskeeper._targets import Delisted, Run, Slots, Target
-from trio_statskeeper.testing import Hang, ScriptedProbe, Succeed
-
-A, B = Endpoint("a"), Endpoint("b")
-
-
-async def well(endpoint: Endpoint) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-def slow(seconds: float = 0.25) -> ScriptedProbe:
-    return ScriptedProbe([Succeed(after=seconds)])
-
-
-def hanging() -> ScriptedProbe:
-    return ScriptedProbe([Hang()])
-
-
-def times(probe: ScriptedProbe, key: str) -> list[float]:
-    """Return when `probe` was called for the target."""
-    return [time for time, called in probe.calls if called == key]
 
 
 async def failing(endpoint: Endpoint) -> None:
     await trio.lowlevel.checkpoint()
     raise OSError("no route")
-
-
-def make_prober(probe: Any, targets: Any = (A,), **options: Any) -> Prober:
-    listed = targets if callable(targets) else lambda: targets
-    defaults = {"interval": 1, "timeout": 0.5, "clock": trio.current_time}
-    return Prober(probe, listed, **(defaults | options))
-
-
-@attrs.frozen
-class Running:
-    """A prober that runs, and the other end of its channel."""
-
-    results: trio.MemoryReceiveChannel[ProbeResult]
-    nursery: trio.Nursery
-
-    def received(self) -> list[tuple[str, dict]]:
-        """Return target and metrics of what was sent since the last call."""
-        received = []
-        try:
-            while True:
-                result = self.results.receive_nowait()
-                received.append((result.target, dict(result.metrics())))
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return received
-
-
-@asynccontextmanager
-async def running(prober: Prober, buffer: float = math.inf) -> AsyncGenerator[Running]:
-    results_send, results_receive = trio.open_memory_channel[ProbeResult](buffer)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(prober.run, results_send)
-        yield Running(results_receive, nursery)
-        nursery.cancel_scope.cancel()
 
 
 # When it runs
@@ -281,6 +227,12 @@ async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other
         run.end()
     with pytest.raises(Delisted):
         await run.wait(full.acquire_nowait, full.acquire)
+    probe = hanging()
+    prober = make_prober(probe, [])
+    async with running(prober):
+        with pytest.raises(Delisted):
+            await prober._state.session.runs._measure(run, due=0, started=0)
+    assert not probe.calls
 
 
 async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
@@ -407,7 +359,7 @@ async def test_targets_that_take_long_to_be_asked_for_make_no_runs_burst(autojum
 
     probe = slow(0)
     async with running(make_prober(probe, targets, interval=2)):
-        await trio.sleep(4.6)
+        await trio.sleep_until(4.6)
     # They are asked for from 0 to 0.7 and from 2.7 to 3.4, when the second run of b is due.
     assert times(probe, "a") == [2 * (1 + offset_of("a")), 2 * (2 + offset_of("a"))]
     assert times(probe, "b") == [2 * offset_of("b")]

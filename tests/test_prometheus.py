@@ -329,6 +329,14 @@ async def test_the_statistics_of_keepers_and_probers_are_shown_as_they_are_now()
     assert 'statskeeper_results_accepted_total{ptype="http",probe="homepage"} 1' in lines
 
 
+async def test_the_statistics_of_a_prober_are_shown_beside_those_of_its_keeper():
+    keeper = make_keeper()
+    prober = Prober(trio.sleep_until, keeper, interval=1, timeout=1)
+    lines = await samples(PrometheusExporter(statistics_of=[keeper, prober]))
+    assert 'statskeeper_targets_tracked{ptype="http",probe="homepage"} 0' in lines
+    assert 'statskeeper_prober_running{ptype="http",probe="homepage"} 0' in lines
+
+
 async def test_without_created_the_statistics_have_none_and_with_it_they_have():
     keeper = make_keeper()
     line = "# TYPE statskeeper_results_accepted_created gauge"
@@ -897,8 +905,9 @@ async def test_a_port_that_is_taken_is_a_clear_error():
 
 
 @pytest.fixture
-async def big_answer(nursery):
+async def big_answer(nursery, monkeypatch):
     """A run whose exports can be closed, and a scraper that has read only a little."""
+    monkeypatch.setattr(module, "_UNREAD_TIMEOUT", 1_000)
     send, exports = trio.open_memory_channel(1)
     await send.send(export(text="x" * 10_000_000))
     exporter = PrometheusExporter(0)
@@ -920,16 +929,19 @@ async def big_answer(nursery):
 async def test_an_answer_in_progress_is_finished_when_the_exports_end(
     big_answer, monkeypatch
 ):
-    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", 60)
+    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", math.inf)
     exports, stream, ended = big_answer
     exports.close()
     await wait_all_tasks_blocked()
     assert not ended.is_set()
+    with pytest.raises(OSError):
+        await trio.open_tcp_stream(*stream.socket.getpeername())
     received = bytearray()
     async for chunk in stream:
         received += chunk
     assert received.endswith(b"\r\n0\r\n\r\n")
-    await ended.wait()
+    with trio.fail_after(30):
+        await ended.wait()
 
 
 async def test_an_answer_that_takes_long_is_cut_off_when_the_exports_have_ended(

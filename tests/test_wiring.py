@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
+from weakref import ref
 
 import attrs
 import httpcore2
@@ -21,7 +23,10 @@ from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     Prober,
+    ProbeResult,
     StatsKeeper,
+    _fan_out,
+    fan_out,
     open_keeper,
     open_outputs,
 )
@@ -116,7 +121,7 @@ async def sleeps() -> None:
 )
 def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
     async def main() -> None:
-        with trio.move_on_after(2.25 if end is sleeps else 100) as scope:
+        with trio.move_on_after(1.75 if end is sleeps else 100) as scope:
             async with (
                 open_outputs(recorder.run, stuck, grace=3) as exports,
                 open_keeper(make_keeper("ab"), exports) as results,
@@ -127,7 +132,7 @@ def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
                 await results.send(one("b"))
                 await end()
         assert scope.cancelled_caught == (end is sleeps)
-        assert trio.current_time() == 3 + (2.25 if end is sleeps else 1.5)
+        assert trio.current_time() == 3 + (1.75 if end is sleeps else 1.5)
 
     recorder = Recorder()
     if raised is None:
@@ -264,6 +269,17 @@ async def test_an_output_that_took_all_but_did_not_return_is_named_too(
     assert "lingering: was cancelled before it returned; 0 exports" in message
 
 
+async def test_without_a_grace_an_output_is_named_though_not_all_was_passed_on_to_it(
+    autojump_clock, caplog, monkeypatch
+):
+    monkeypatch.setattr(_fan_out, "_STEP", 0)
+    async with open_outputs(stuck, grace=0) as exports:
+        for target in range(50):
+            await exports.send(EventMetrics(0, 0, {"dst": str(target)}, {"total": 1}))
+    (message,) = caplog.messages
+    assert message.startswith("test_wiring.stuck: was cancelled before it returned; ")
+
+
 async def test_a_keeper_whose_exports_nobody_receives_is_cancelled_after_the_grace(
     autojump_clock, caplog
 ):
@@ -307,6 +323,27 @@ def test_a_second_ctrl_c_ends_it_at_once(grace):
     assert recorder.totals == {"a": 1}
 
 
+def test_ctrl_c_while_a_cancelled_block_ends_ends_it_at_once():
+    async def main() -> None:
+        with trio.move_on_after(1):
+            try:
+                async with open_outputs(stuck, grace=100):
+                    trio.lowlevel.spawn_system_task(press_ctrl_c_after, 2)
+                    await trio.sleep_forever()
+            finally:
+                ended_at.append(trio.current_time())
+
+    ended_at: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert ended_at == [2]
+
+
+async def press_ctrl_c_after(seconds: float) -> None:
+    await trio.sleep(seconds)
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(caplog):
     async def main() -> None:
         send, _ = trio.open_memory_channel[EventMetrics](0)
@@ -316,14 +353,10 @@ def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(capl
                 open_keeper(make_keeper("a"), send, grace=100) as results,
             ):
                 await results.send(one("a"))
-                trio.lowlevel.spawn_system_task(press_ctrl_c_after_a_second)
+                trio.lowlevel.spawn_system_task(press_ctrl_c_after, 1)
                 raise THE_ERROR
         finally:
             ended_at.append(trio.current_time())
-
-    async def press_ctrl_c_after_a_second() -> None:
-        await trio.sleep(1)
-        signal.raise_signal(signal.SIGINT)
 
     ended_at: list[float] = []
     with pytest.raises(KeyboardInterrupt):
@@ -390,12 +423,29 @@ async def test_it_can_be_cancelled_while_outputs_start(autojump_clock):
     assert scope.cancelled_caught
 
 
-async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_clock, caplog):
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        async with open_outputs(stuck):
+def test_ctrl_c_while_outputs_start_is_raised_bare():
+    async def starts_late(  # noqa: ASYNC114, ASYNC128
+        exports: object, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        trio.lowlevel.spawn_system_task(press_ctrl_c_after, 1)
+        async with open_outputs(starts_late, stuck):
             pytest.fail("the block has begun")
-    assert scope.cancelled_caught
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+
+
+async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_clock, caplog):
+    send, _ = trio.open_memory_channel[EventMetrics](0)
+    for opened in open_outputs(stuck), open_keeper(make_keeper("a"), send):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with opened:
+                pytest.fail("the block has begun")
+        assert scope.cancelled_caught
     assert caplog.messages == []
 
 
@@ -439,6 +489,33 @@ async def test_an_output_with_a_bug_ends_the_block_and_the_others_get_the_last_t
     assert trio.current_time() == 1
     assert recorder.totals == ({"a": 1, "b": 1} if others else {})
     assert caplog.messages == []
+
+
+async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
+    class BugError(Exception):
+        """One that can be referred to weakly."""
+
+    async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await exports.receive()
+        raise BugError
+
+    async def block() -> None:
+        async with (
+            open_outputs(bug) as exports,
+            open_keeper(make_keeper("a"), exports) as results,
+        ):
+            await results.send(one("a"))
+            await trio.sleep_forever()
+
+    gc.disable()
+    try:
+        try:
+            await block()
+        except BugError as error:
+            raised = ref(error)
+        assert raised() is None
+    finally:
+        gc.enable()
 
 
 async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_channel(
@@ -529,7 +606,10 @@ async def test_a_clone_of_the_results_that_stays_open_delays_nothing(autojump_cl
     assert recorder.totals == {"a": 100}
 
 
-async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(autojump_clock):
+async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(_fan_out, "_STEP", 0)
     recorder = Recorder()
     async with open_outputs(recorder.run) as exports:
         clone = exports.clone()
@@ -542,6 +622,20 @@ async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(autojump_cl
 
 
 # The library's own outputs
+
+
+async def test_the_same_in_a_nursery_of_ones_own_ends_with_the_results():
+    prometheus = PrometheusExporter(0)
+    results, results_receive = trio.open_memory_channel[ProbeResult](1)
+    exports_send, exports = trio.open_memory_channel[EventMetrics](0)
+    recorder = Recorder()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_keeper("a").run, results_receive, exports_send)
+        await nursery.start(fan_out, exports, prometheus.run, recorder.run)
+        assert prometheus.address is not None
+        async with results:
+            await results.send(one("a"))
+    assert recorder.totals == {"a": 1}
 
 
 async def test_prometheus_listens_while_the_block_runs(caplog):

@@ -135,6 +135,21 @@ ts.Prober(probe_with_metrics, lambda: [endpoint], interval=5, timeout=2, max_con
 ts.Prober(not_async, lambda: [endpoint], interval=5, timeout=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 ts.Prober(connect, lambda: [endpoint], 5, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 assert_type(prober.statistics(), ts.ProberStatistics)
+of_keeper = ts.Prober(connect, keeper, interval=5, timeout=2)
+assert_type(of_keeper.keeper, ts.StatsKeeper | None)
+assert_type(of_keeper.targets, Callable[[], Iterable[ts.Endpoint]])
+assert_type(of_keeper.name, str)
+assert_type(of_keeper.clock, Callable[[], float])
+
+
+def interval_of(endpoint: ts.Endpoint) -> int:
+    return int(endpoint.labels["interval"])
+
+
+ts.Prober(connect, [endpoint], interval=interval_of, timeout=lambda _: 0.5)
+ts.Prober(connect, ("a",), interval=5, timeout=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+ts.Prober(connect, [endpoint], interval=lambda: 5, timeout=2)  # type: ignore[misc, arg-type]  # pyright: ignore[reportArgumentType]
+a_probe: ts.Probe = connect
 
 
 full = ts.ProbeFailed("full", metrics={"resp-code": ts.Map("code", {"503": 1})})
@@ -149,6 +164,8 @@ async def run(nursery: trio.Nursery) -> None:
     exports_send, exports_receive = trio.open_memory_channel[ts.EventMetrics](10)
     nursery.start_soon(keeper.run, results_receive, exports_send)
     nursery.start_soon(prober.run, results_send)
+    nursery.start_soon(prober.run_once, results_send)
+    await nursery.start(prober.run, results_send)
     nursery.start_soon(keeper.run, exports_receive, exports_send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await nursery.start(keeper.run, results_receive, exports_send)
     nursery.start_soon(partial(keeper.run, results_receive, exports_send))

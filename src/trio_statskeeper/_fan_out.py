@@ -92,13 +92,12 @@ class FanOut:
     exports: trio.MemoryReceiveChannel[EventMetrics]
     outputs: Sequence[Output]
     fail: Callable[[BaseException], None] | None = None
-    """Called with what an output raises once all have started, if the others are to go on
-    until the exports end. None: it is raised."""
+    """Called with what an output raises, if the others are to go on until the exports end.
+    None: it is raised."""
 
     # Those that still get exports.
     _active: list[_Feed] = attrs.field(init=False, factory=list["_Feed"])
     _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
-    _all_started: bool = attrs.field(init=False, default=False)
     _ended: bool = attrs.field(init=False, default=False)
 
     @trio.lowlevel.enable_ki_protection
@@ -139,7 +138,6 @@ class FanOut:
     ) -> None:
         for feed in feeds:
             await feed.has_started.wait()
-        self._all_started = True
         started()
 
     @trio.lowlevel.enable_ki_protection
@@ -165,7 +163,7 @@ class FanOut:
                     feed.name,
                     feed.untaken,
                 )
-            if cancelled or not self._all_started or self.fail is None:
+            if cancelled or self.fail is None:
                 raise
             self.fail(error)
         finally:
@@ -177,6 +175,8 @@ class FanOut:
         async for received in self.exports:
             export = received
             pause_at = perf_counter() + _STEP
+            for feed in self._active:
+                feed.settle()  # so that no newer export takes the place of a taken one
             with suppress(trio.WouldBlock, trio.EndOfChannel):
                 while True:
                     self._put(export)
@@ -290,7 +290,7 @@ class _Feed:
         if self._send.statistics().open_receive_channels == 1:
             self.stop("closed its channel")
             return []
-        untaken = self._settle()
+        untaken = self.settle()
         first = self.waiting.first(_BUFFER + 1)
         if len(first) < untaken or not all(map(is_, self._offered, first)):
             # One was replaced, or is stale.
@@ -305,7 +305,7 @@ class _Feed:
             self._idle.unpark()
         return first[len(self._offered) :]
 
-    def _settle(self) -> int:
+    def settle(self) -> int:
         """Remove what the output has taken; return how many are offered and not taken."""
         channel = self._send.statistics()
         untaken = channel.current_buffer_used + channel.tasks_waiting_send
@@ -350,7 +350,7 @@ class _Feed:
         """Drop what waits, and pass on nothing more."""
         if self in self._active:
             self._active.remove(self)
-            self._settle()
+            self.settle()
             in_channel = self.recall.statistics().current_buffer_used
             self._dropped = len(self.waiting) - in_channel
         self._send.close()

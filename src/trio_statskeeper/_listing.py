@@ -107,14 +107,20 @@ class Listing:
         self._number += 1
         listed = 0
         interval = timeout = math.inf
+        asks = callable(self.interval) or callable(self.timeout)
         for endpoint in endpoints:
             if self.wakeups.is_step_over():
                 await self.wakeups.let_others_run()
-            target = self._update_target(validate_endpoint(endpoint))
-            if target is not None:
-                listed += 1
-                interval = min(interval, target.interval)
-                timeout = min(timeout, target.timeout)
+            target = self.targets.get(validate_endpoint(endpoint).key)
+            if target is not None and target.listing == self._number:
+                self.counts.duplicate_targets += 1
+                continue
+            if asks or target is None or target.endpoint is not endpoint:
+                target = self._update_target(endpoint, target)
+            target.listing = self._number
+            listed += 1
+            interval = min(interval, target.interval)
+            timeout = min(timeout, target.timeout)
         if listed:
             self.shortest_interval = interval
             self.wakeups.shortest_timeout = timeout
@@ -122,20 +128,15 @@ class Listing:
             await self._remove_delisted()
         await self.schedule.tidy(self.targets)
 
-    def _update_target(self, endpoint: Endpoint) -> Target | None:
-        """Return the target of an endpoint; None if that is already in this list."""
-        key = endpoint.key
-        target = self.targets.get(key)
+    def _update_target(self, endpoint: Endpoint, target: Target | None) -> Target:
+        """Return the target of an endpoint, which is new if there is none yet."""
         if target is None:
+            key = endpoint.key
             # If it was listed before, and has runs that are still not over, these count.
             target = self.leaving.pop(key, None) or Target(endpoint, offset_of(key))
             self.past.restore(target)
             self.targets[key] = target
-        elif target.listing == self._number:
-            self.counts.duplicate_targets += 1
-            return None
         target.endpoint = endpoint
-        target.listing = self._number
         self._update_times(target)
         return target
 

@@ -26,7 +26,7 @@ from ._exceptions import forget_tracebacks, leaf_exceptions
 from ._health import TIMEOUT, Health, HealthLog, cause_of, describe, is_inconclusive
 from ._in_flight import InFlight
 from ._probe_errors import ReasonedError, validate_metrics
-from ._results import ProbeResult, Result
+from ._results import ProbeResult, unchecked_result
 from ._targets import Counts, Delisted, Run, Target
 from ._values import Map, Value
 from ._wakeups import MIN_STALL, Wakeups
@@ -104,7 +104,7 @@ class Runs:
                     if run.sent is None:
                         self.limit.release()
                 if deltas is not None:
-                    result = Result(target.endpoint.key, deltas)
+                    result = unchecked_result(target.endpoint.key, deltas)
                     await run.wait(self.results.send_nowait, self.results.send, result)
                     self.counts.results_sent += 1
                 elif run.sent is not None:
@@ -137,7 +137,6 @@ class Runs:
             if begin - started > MIN_STALL and self._is_missed(run, due, started):
                 return None  # noqa: ASYNC910  # see `_run`
             self.counts.runs_late += 1
-            begin = trio.current_time()
             deadline = begin + timeout
         if run.delisted:
             raise Delisted
@@ -259,7 +258,7 @@ class Runs:
         cause = f"stuck: it ignores its timeout of {run.timeout:g} s"
         deltas = self._time_out(run, "stuck", cause)
         if not run.delisted:
-            result = Result(run.target.endpoint.key, deltas)
+            result = unchecked_result(run.target.endpoint.key, deltas)
             self.nursery.start_soon(self._send_on_behalf, run.sent, result)
 
     @trio.lowlevel.enable_ki_protection

@@ -24,9 +24,12 @@ from ._arguments import quote
 from ._targets import Target
 from ._wakeups import Wakeups
 
-# Seconds that the clock may be wrong before it is followed. Slots that have just passed by
-# so much when it is followed are used: a clock that is slewed costs no runs.
+# Seconds that the clock may differ before it is followed.
 _TOLERANCE = 0.05
+
+# By less than this, a clock is slewed rather than set. That costs no runs: slots that it
+# passes over are used.
+_SHORTEST_STEP = 0.2
 
 # Seconds between two looks at the clock.
 _LOOK_INTERVAL = 0.05
@@ -37,6 +40,9 @@ _STANDS_STILL = 0.9
 
 # Far beyond seconds since 1970, but not beyond milliseconds.
 _MAX_TIME = 1e12
+
+# Entries of the heap, with their targets, that are freed at once.
+_FREED_BATCH = 100
 
 # Entries of the heap that may be void, besides one for each target.
 _MAX_VOID = 1_000
@@ -65,8 +71,8 @@ class WallClock:
         self._looked_at = trio.current_time()
         self.ahead = self._showed - self._looked_at
 
-    def was_set(self) -> bool:
-        """Follow the clock if it was set, and return whether it was.
+    def follow(self) -> float:
+        """Follow the clock if it was set, and return by how many seconds; else 0.0.
 
         A clock that stands still is not followed: that is what a real one does on a mock
         clock of Trio's, which jumps.
@@ -74,18 +80,18 @@ class WallClock:
         before = trio.current_time()
         elapsed = before - self._looked_at
         if elapsed < _LOOK_INTERVAL:
-            return False
+            return 0.0
         shows = self._read()
         now = trio.current_time()
         if now - before > _TOLERANCE / 2:
-            return False  # the program was stopped just here
+            return 0.0  # the program was stopped just here
         stands_still = 0 <= shows - self._showed < elapsed * _STANDS_STILL
         self._looked_at, self._showed = now, shows
-        ahead = shows - now
-        if stands_still or abs(ahead - self.ahead) <= _TOLERANCE:
-            return False
-        self.ahead = ahead
-        return True
+        step = shows - now - self.ahead
+        if stands_still or abs(step) <= _TOLERANCE:
+            return 0.0
+        self.ahead += step
+        return step
 
     @trio.lowlevel.disable_ki_protection
     def _read(self) -> float:
@@ -113,7 +119,6 @@ class Schedule:
 
     def add(self, target: Target) -> None:
         """Schedule the next run of a target: a new one, or one with a new interval."""
-        target.last_slot = None
         self._choose_slot(target, trio.current_time())
         heappush(self._heap, (target.due, next(self._numbers), target))
 
@@ -146,23 +151,32 @@ class Schedule:
     async def tidy(self, targets: Mapping[str, Target]) -> None:  # noqa: ASYNC910  # as below
         """Drop void entries if there are too many."""
         if len(self._heap) > 2 * len(targets) + _MAX_VOID:
-            await self._rebuild(targets, -math.inf)
+            await self._rebuild(targets)
 
-    async def follow_clock(self, targets: Mapping[str, Target]) -> None:
-        """Schedule each target by the new time, after the clock was set."""
-        await self._rebuild(targets, trio.current_time() - _TOLERANCE)
+    async def follow_clock(  # noqa: ASYNC910  # as below
+        self, targets: Mapping[str, Target]
+    ) -> None:
+        """If the clock was set, schedule each target by the new time."""
+        if step := self.clock.follow():
+            passed_over = step if 0 < step < _SHORTEST_STEP else 0.0
+            await self._rebuild(targets, trio.current_time() - passed_over)
 
     async def _rebuild(  # noqa: ASYNC910  # its caller has waited, and will again
-        self, targets: Mapping[str, Target], not_before: float
+        self, targets: Mapping[str, Target], not_before: float | None = None
     ) -> None:
-        """Put all targets into a new heap: those that are due earlier at another time."""
+        """Put all targets into a new heap; schedule them anew, not before that time."""
         heap = list[tuple[float, int, Target]]()
         for target in list(targets.values()):
             if self.wakeups.is_step_over():
                 await self.wakeups.let_others_run()
-            self._choose_slot(target, not_before)
+            if not_before is not None:
+                self._choose_slot(target, not_before)
             heappush(heap, (target.due, next(self._numbers), target))
-        self._heap = heap
+        old, self._heap = self._heap, heap
+        while old:  # freeing many objects at once stalls the loop
+            if self.wakeups.is_step_over():
+                await self.wakeups.let_others_run()
+            del old[-_FREED_BATCH:]
 
     def _choose_slot(self, target: Target, not_before: float) -> None:
         """Let a target be due in its first slot from that time."""

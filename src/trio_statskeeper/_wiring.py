@@ -188,6 +188,7 @@ class _Background:
     def fail(self, error: BaseException) -> None:
         """Cancel the block, and have `error` raised when all has ended."""
         self._raised.append(error)
+        del error  # the Cancelled of the block refers to this frame
         self._block.cancel()
 
     @asynccontextmanager
@@ -231,9 +232,8 @@ class _Background:
         try:
             with self._scope:
                 await run(self._started.set)
-            self._started.set()  # if it has not said so
-        except BaseException as error:  # noqa: ASYNC103  # raised after the block
-            if not self._scope.shield or is_cancellation(error):
+        except BaseException as error:  # noqa: ASYNC103  # raised by `outlive`
+            if is_cancellation(error):
                 raise
             self.fail(error)
         finally:
@@ -282,7 +282,6 @@ class _KeeperRun:
     _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _ended: bool = attrs.field(init=False, default=False)
 
-    @trio.lowlevel.enable_ki_protection
     async def run(self, started: Callable[[], None]) -> None:
         keeper = self.keeper
         with self.results, self.exports, self.exports.clone() as exports:

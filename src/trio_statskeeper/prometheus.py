@@ -48,6 +48,7 @@ from prometheus_client.registry import Collector
 from ._arguments import quote
 from ._event_metrics import EventMetrics
 from ._families import Families, Family
+from ._keeper import StatsKeeper
 from ._log import logger
 from ._lookup import addresses_of
 from ._newest import Series, when_gone
@@ -300,15 +301,18 @@ class PrometheusExporter(Collector):
         """Return nothing: what there is to export is known only when it comes."""
         return []
 
-    def _own_pages(self) -> Iterator[tuple[_Page, _Page]]:
+    def _own_pages(self) -> Iterator[tuple[_Page, ...]]:
         """Fill the pages on keepers and probers; no step of the iterator is long."""
-        statistics = _Page(PREFIX, self.created, HELP)
+        # A keeper and its prober have the same labels, and so need pages of their own.
+        keepers = _Page(PREFIX, self.created, HELP)
+        probers = _Page(PREFIX, self.created, HELP)
         last_exports = _Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
-        pages = statistics, last_exports
+        pages = keepers, probers, last_exports
         for observed in self.statistics_of:
             yield pages
-            statistics.put(own_statistics(observed))
-            statistics.render_first()
+            page = keepers if isinstance(observed, StatsKeeper) else probers
+            page.put(own_statistics(observed))
+            page.render_first()
         for (ptype, probe), keeper in list(self._page.keepers.items()):
             yield pages
             labels = {"ptype": ptype, "probe": probe}
@@ -328,7 +332,6 @@ class PrometheusExporter(Collector):
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD_TIMEOUT * 1000)
             )
 
-        @trio.lowlevel.enable_ki_protection
         async def answer(scope: _Message, receive: _Receive, send: _Send) -> None:
             with connections.answering():
                 await self._answer(scope, receive, send)

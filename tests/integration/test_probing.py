@@ -22,7 +22,7 @@ INTERVAL = 2
 
 # Writes, once a second line is read, when each probe was called, and what came of it.
 PROGRAM = f"""
-import json, math, sys, trio
+import json, math, sys, time, trio
 from trio_statskeeper import Endpoint, Prober
 
 calls = []
@@ -30,7 +30,7 @@ kinds = ("healthy", "hanging")
 targets = [Endpoint(f"{{kind}} {{i}}") for kind in kinds for i in range(30)]
 
 async def probe(endpoint):
-    calls.append((endpoint.key, trio.current_time() - start))
+    calls.append((endpoint.key, time.time()))
     await trio.sleep(0.001 if endpoint.key.startswith("healthy") else math.inf)
 
 async def read(results):
@@ -38,11 +38,9 @@ async def read(results):
         received.append((result.target, result.metrics()))
 
 async def main():
-    global start
     send, results = trio.open_memory_channel(math.inf)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, results)
-        start = trio.current_time()
         await nursery.start(prober.run, send)
         await trio.to_thread.run_sync(sys.stdin.readline)
         print("started", flush=True)
@@ -89,6 +87,44 @@ def test_a_program_that_is_stopped_misses_its_runs_and_blames_no_target():
     hanging = [counts for key, *counts in said["results"] if key.startswith("hanging")]
     assert [0, 0, 1] in hanging
     assert {tuple(counts) for counts in hanging} <= {(1, 1, 0), (0, 0, 1)}
+
+
+# Uses up all file descriptors, probes, and writes what came of it.
+WITHOUT_FILES = """
+import json, math, os, resource, trio
+from trio_statskeeper import Endpoint, Prober
+
+async def probe(endpoint):
+    await trio.open_tcp_stream(endpoint.name, 1)
+
+async def main():
+    send, results = trio.open_memory_channel(math.inf)
+    targets = [Endpoint("127.0.0.1"), Endpoint("localhost")]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    files = []
+    try:
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        await Prober(probe, targets, interval=1, timeout=10).run_once(send)
+    print(json.dumps([
+        [metrics["total"], metrics["inconclusive"], dict(metrics["error"].values)]
+        async for metrics in (result.metrics() async for result in results)
+    ]))
+
+trio.run(main)
+"""
+
+
+def test_a_program_without_file_descriptors_blames_no_target():
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FILES],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(process.stdout) == [[0, 1, {"OSError-EMFILE": 1}]] * 2
 
 
 @asynccontextmanager

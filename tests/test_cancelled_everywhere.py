@@ -37,7 +37,7 @@ from trio_statskeeper import (
     _listed_targets,
     _listing,
     _newest,
-    _otlp_delivery,
+    _pacing,
     _runs,
     _sending,
     _wakeups,
@@ -45,10 +45,9 @@ from trio_statskeeper import (
     lines,
     open_keeper,
     open_outputs,
-    prometheus,
 )
 from trio_statskeeper.lines import write_lines
-from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery
 from trio_statskeeper.prometheus import PrometheusExporter
 
 
@@ -76,9 +75,9 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
     monkeypatch.setattr(_listed_targets, "_BATCH", 1)
-    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
-    monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
-    monkeypatch.setattr(prometheus, "_STEP_TIME", 0)
+    monkeypatch.setattr(_delivery, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_delivery, "_REMOVED_BATCH", 1)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
 
 
 def channel(buffer: float = 0) -> tuple[trio.MemorySendChannel, trio.MemoryReceiveChannel]:

@@ -32,9 +32,10 @@ from trio_statskeeper import (
     open_keeper,
     open_outputs,
 )
+from trio_statskeeper._pacing import Step
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter, _Step
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:
@@ -208,7 +209,7 @@ def totals_of(exports: Exports) -> Totals:
 
 
 def shown_by(exporter: PrometheusExporter) -> Totals:
-    trio.run(exporter._page.render, _Step())  # as a scrape does first
+    trio.run(exporter._page.render, Step())  # as a scrape does first
     return {
         sample.labels["dst"]: sample.value
         for metric in exporter.collect()

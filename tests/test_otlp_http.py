@@ -11,9 +11,8 @@ import httpcore2
 import pytest
 import trio
 
-from trio_statskeeper import _otlp_http
-from trio_statskeeper._otlp_http import _Network
-from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.otlp import OTLPExporter, _http
+from trio_statskeeper.otlp._http import _Network
 
 # Proxies
 
@@ -63,7 +62,7 @@ def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, 
 
 
 def test_a_proxy_of_the_system_has_a_name_too(environment, monkeypatch):
-    monkeypatch.setattr(_otlp_http, "getproxies", lambda: {"http": "socks://proxy"})
+    monkeypatch.setattr(_http, "getproxies", lambda: {"http": "socks://proxy"})
     with pytest.raises(ValueError, match=r"^http proxy must be the URL of an HTTP proxy"):
         OTLPExporter("http://collector:4318")
 

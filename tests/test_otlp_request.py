@@ -15,7 +15,7 @@ from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 from trio_statskeeper._families import Families, valid_text
-from trio_statskeeper._otlp_request import Request
+from trio_statskeeper.otlp._request import Request
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"
 

@@ -26,9 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober
-from trio_statskeeper import prometheus as module
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober, _pacing
+from trio_statskeeper.prometheus import PrometheusExporter, _exporter, _page, _server
 
 LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 LATENCY = "Distribution of latency over all probe runs, in seconds."
@@ -49,7 +48,7 @@ async def scrape(exporter, path="/metrics", method="GET"):
         events.append(event)
 
     scope = {"type": "http", "path": path, "method": method}
-    await exporter._answer(scope, trio.sleep_forever, send)
+    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
     start, *body = events
     assert [event.get("more_body", False) for event in body] == [
         *[True] * (len(body) - 1),
@@ -190,7 +189,7 @@ async def test_there_are_no_timestamps_but_a_gauge_of_when_each_keepers_newest_e
     # With timestamps, a dead keeper would look alive. So it would with its own clock, which
     # runs ahead of a wall clock that was set back.
     now = 1000.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(_page, "time", SimpleNamespace(time=lambda: now))
     exporter = PrometheusExporter()
     await feed(exporter, export(at=8200, dst="a"), export(at=8201, probe="other"))
     now = 1007.5
@@ -445,7 +444,7 @@ async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
 async def test_a_name_that_changes_hands_during_a_scrape_is_not_shown_twice(
     mock_clock, nursery, monkeypatch
 ):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     exporter = PrometheusExporter()
     await feed(exporter, export({"x-y": 1}), export(interval=100, dst="c"))
     mock_clock.jump(29)
@@ -468,7 +467,7 @@ async def test_what_comes_while_a_registry_collects_does_no_harm(monkeypatch):
     exporter = PrometheusExporter()
     await feed(exporter, export(), export(dst="b"))
     coming = [export(dst="c")]
-    samples_of = module._samples
+    samples_of = _page.samples
 
     def as_an_export_comes(value):
         if coming and value == 1:  # those of targets
@@ -476,7 +475,7 @@ async def test_what_comes_while_a_registry_collects_does_no_harm(monkeypatch):
             exporter._page.render_first()
         return samples_of(value)
 
-    monkeypatch.setattr(module, "_samples", as_an_export_comes)
+    monkeypatch.setattr(_page, "samples", as_an_export_comes)
     assert collected(exporter).count("probe_total{") == 2
     assert collected(exporter).count("probe_total{") == 3
 
@@ -589,15 +588,13 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
     mock_clock.jump(25)
     for number in range(20, 60):
         exporter._page.put(export(metrics, dst=str(number), probe=str(number)))
-    monkeypatch.setattr(module, "_CHUNK", chunk)
-    monkeypatch.setattr(module, "perf_counter", lambda: now)
-    monkeypatch.setattr(module, "own_statistics", takes(0.4, module.own_statistics))
+    monkeypatch.setattr(_server, "_CHUNK_SIZE", chunk)
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: now)
+    monkeypatch.setattr(_exporter, "own_statistics", takes(0.4, _exporter.own_statistics))
     for name in "render_first", "_drop_if_gone":
-        monkeypatch.setattr(module._Page, name, takes(0.05, getattr(module._Page, name)))
-    text = module._Page.text
-    monkeypatch.setattr(
-        module._Page, "text", lambda page: map(takes(0.05, iter), text(page))
-    )
+        monkeypatch.setattr(_page.Page, name, takes(0.05, getattr(_page.Page, name)))
+    text = _page.Page.text
+    monkeypatch.setattr(_page.Page, "text", lambda page: map(takes(0.05, iter), text(page)))
     body = []
     note = takes(0.05, body.append)
 
@@ -606,7 +603,7 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
 
     scope = {"type": "http", "path": "/metrics", "method": "HEAD"}
     trio.lowlevel.add_instrument(steps := Steps())
-    await exporter._answer(scope, trio.sleep_forever, send)
+    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
     await trio.lowlevel.checkpoint()
     trio.lowlevel.remove_instrument(steps)
     assert b"".join(body).count(b"probe_metric_29_total{") == 60
@@ -629,7 +626,7 @@ def turns(nursery):
 
 
 async def test_all_exports_that_wait_are_taken_in_one_turn(nursery, turns, monkeypatch):
-    monkeypatch.setattr(module, "_STEP_TIME", math.inf)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", math.inf)
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](0)
     for number in range(1_000):
@@ -653,8 +650,8 @@ async def test_exports_are_taken_though_there_is_no_time_to_render_them(
     page.put(export({"total": 2}, interval=10))
     await trio.sleep(10)
     assert " 1.0" in collected(exporter)  # it has come, so its target is not gone
-    monkeypatch.setattr(module, "_RENDERING_TIMEOUT", 0)
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_exporter, "_RENDERING_TIMEOUT", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     page.put(export(dst="b"))
     page.put(export({"total": 3}))  # in place of that which waits
     assert await samples(exporter) == [f"probe_total{{{IN_TEXT}}} 3"]
@@ -666,29 +663,29 @@ async def test_exports_are_taken_though_there_is_no_time_to_render_them(
 async def test_what_was_taken_before_it_was_cancelled_is_rendered_by_the_next_scrape(
     nursery, monkeypatch
 ):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](10)
     for dst in "abc":
         send.send_nowait(export(dst=dst))
     with trio.CancelScope() as scope:
-        page_put = module._Page.put
+        page_put = _page.Page.put
 
         def put(page, taken):
             page_put(page, taken)
             if taken.labels.get("dst") == "b":
                 scope.cancel()
 
-        monkeypatch.setattr(module._Page, "put", put)
-        monkeypatch.setattr(module._Step, "is_half_over", False)
+        monkeypatch.setattr(_page.Page, "put", put)
+        monkeypatch.setattr(_pacing.Step, "is_half_over", False)
         await exporter.run(receive)
     assert len(exporter._page.waiting) == 2
     assert len(await samples(exporter)) == 3
 
 
 async def test_a_scrape_is_as_of_one_instant_whatever_comes_meanwhile(monkeypatch):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
-    monkeypatch.setattr(module, "_CHUNK", 1)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
+    monkeypatch.setattr(_server, "_CHUNK_SIZE", 1)
     exporter = PrometheusExporter()
 
     exporter._page.use(trio.lowlevel.current_clock())
@@ -711,7 +708,7 @@ async def test_a_scrape_is_as_of_one_instant_whatever_comes_meanwhile(monkeypatc
             exporter._page._drop(frozenset({**LABELS, "dst": str(len(body))}.items()))
 
     scope = {"type": "http", "path": "/metrics", "method": "GET"}
-    await exporter._answer(scope, trio.sleep_forever, send)
+    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
     shown = parsed(b"".join(body).decode())
     for family in "probe", "probe_m":
         assert [*shown[family][2].values()] == [0] * 2_000
@@ -839,7 +836,7 @@ def addresses(monkeypatch):
         await trio.lowlevel.checkpoint()
         return addresses
 
-    monkeypatch.setattr(module, "addresses_of", found)
+    monkeypatch.setattr(_server, "addresses_of", found)
     return addresses
 
 
@@ -907,7 +904,7 @@ async def test_a_port_that_is_taken_is_a_clear_error():
 @pytest.fixture
 async def big_answer(nursery, monkeypatch):
     """A run whose exports can be closed, and a scraper that has read only a little."""
-    monkeypatch.setattr(module, "_UNREAD_TIMEOUT", 1_000)
+    monkeypatch.setattr(_server, "_UNREAD_TIMEOUT", 1_000)
     send, exports = trio.open_memory_channel(1)
     await send.send(export(text="x" * 10_000_000))
     exporter = PrometheusExporter(0)
@@ -929,7 +926,7 @@ async def big_answer(nursery, monkeypatch):
 async def test_an_answer_in_progress_is_finished_when_the_exports_end(
     big_answer, monkeypatch
 ):
-    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", math.inf)
+    monkeypatch.setattr(_server, "_SHUTDOWN_TIMEOUT", math.inf)
     exports, stream, ended = big_answer
     exports.close()
     await wait_all_tasks_blocked()
@@ -947,7 +944,7 @@ async def test_an_answer_in_progress_is_finished_when_the_exports_end(
 async def test_an_answer_that_takes_long_is_cut_off_when_the_exports_have_ended(
     big_answer, monkeypatch
 ):
-    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", 0.01)
+    monkeypatch.setattr(_server, "_SHUTDOWN_TIMEOUT", 0.01)
     exports, _, ended = big_answer
     exports.close()
     with trio.fail_after(30):
@@ -1044,7 +1041,9 @@ async def test_a_websocket_is_refused():
         events.append(event)
 
     scope = {"type": "websocket", "path": "/metrics"}
-    await PrometheusExporter()._answer(scope, trio.sleep_forever, send)
+    await _server.Server(PrometheusExporter()._scrape).answer(
+        scope, trio.sleep_forever, send
+    )
     assert events == [{"type": "websocket.close"}]
 
 
@@ -1091,7 +1090,7 @@ async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
 async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on(
     nursery, monkeypatch, then
 ):
-    monkeypatch.setattr(module._Config, "read_timeout", 0.1)
+    monkeypatch.setattr(_server._Config, "read_timeout", 0.1)
     address = await serve(nursery, PrometheusExporter(0))
     async with await trio.open_tcp_stream(*address) as stream:
         await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + then)
@@ -1103,8 +1102,8 @@ async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on
 async def test_a_client_that_by_http_2_never_lets_an_answer_be_sent_is_hung_up_on(
     nursery, monkeypatch
 ):
-    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.1)
-    monkeypatch.setattr(module._Config, "keep_alive_timeout", 0.1)
+    monkeypatch.setattr(_server, "_ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr(_server._Config, "keep_alive_timeout", 0.1)
     client = H2Connection()
     client.initiate_connection()
     client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
@@ -1125,7 +1124,7 @@ async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
         raise KeyboardInterrupt
 
     exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(module, "own_statistics", interrupt)
+    monkeypatch.setattr(_exporter, "own_statistics", interrupt)
     with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             address = await serve(nursery, exporter)
@@ -1145,7 +1144,7 @@ async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
         raise RuntimeError("a bug")
 
     exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(module, "own_statistics", bug)
+    monkeypatch.setattr(_exporter, "own_statistics", bug)
     address = await serve(nursery, exporter)
     assert (await get(address)).status_code == 500
     assert "a bug" in caplog.text

@@ -30,13 +30,11 @@ from trio_statskeeper import (
     EventMetrics,
     ProbeResult,
     StatsKeeper,
-    _otlp_delivery,
     lines,
-    prometheus,
 )
 from trio_statskeeper.lines import from_json, write_lines
-from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery
+from trio_statskeeper.prometheus import PrometheusExporter, _server
 
 PATIENCE = 30
 KEYS = ["a", "b"]
@@ -98,8 +96,8 @@ async def reset(stream):
 @pytest.fixture
 def no_long_pauses(monkeypatch):
     """Retry at once, and ask no proxy."""
-    monkeypatch.setattr(_otlp_delivery, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(_otlp_delivery, "_LONGEST_DELAY", 0.1)
+    monkeypatch.setattr(_delivery, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_delivery, "_LONGEST_DELAY", 0.1)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -517,7 +515,7 @@ async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault
 
 @pytest.mark.parametrize("fault", [connect_and_say_nothing, send_half_a_request])
 async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, caplog, fault):
-    monkeypatch.setattr(prometheus._Config, "keep_alive_timeout", 0.1)
+    monkeypatch.setattr(_server._Config, "keep_alive_timeout", 0.1)
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
         async with stream:

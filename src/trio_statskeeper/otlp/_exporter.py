@@ -1,7 +1,4 @@
-"""An output: OpenTelemetry's protocol (OTLP) over HTTP, to any collector.
-
-This module has the options; `_otlp_delivery` says how exports are sent.
-"""
+"""The options of an OTLP exporter."""
 
 from __future__ import annotations
 
@@ -18,11 +15,12 @@ import httpcore2
 import httpx2
 import trio
 
-from ._arguments import positive, quote
-from ._event_metrics import EventMetrics
-from ._otlp_delivery import Delivery
-from ._otlp_http import Client, proxy_for, quote_invalid, without_secrets
-from ._own_statistics import Observed, checked_statistics
+from trio_statskeeper._arguments import positive, quote
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._own_statistics import Observed, checked_statistics
+
+from ._delivery import Delivery
+from ._http import Client, proxy_for, quote_invalid, without_secrets
 
 _HEADER_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_HEADER_VALUE = re.compile(r"\A[ \t]|[^\t -~]|[ \t]\Z")

@@ -25,9 +25,9 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
-from ._event_metrics import EventMetrics
-from ._families import Families, Family, valid_text
-from ._values import Distribution, Gauge, Map, Value
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._families import Families, Family, valid_text
+from trio_statskeeper._values import Distribution, Gauge, Map, Value
 
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
 

@@ -30,16 +30,17 @@ from time import perf_counter
 import attrs
 import trio
 
-from ._arguments import quote
-from ._event_metrics import EventMetrics
-from ._families import Families
-from ._log import logger
-from ._newest import Newest, when_gone
-from ._nursery import open_flat_nursery
-from ._otlp_http import Client, Problem
-from ._otlp_request import Request
-from ._own_statistics import HELP, PREFIX, Observed, own_statistics
-from ._receiving import receive_batch
+from trio_statskeeper._arguments import quote
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._families import Families
+from trio_statskeeper._log import logger
+from trio_statskeeper._newest import Newest, when_gone
+from trio_statskeeper._nursery import open_flat_nursery
+from trio_statskeeper._own_statistics import HELP, PREFIX, Observed, own_statistics
+from trio_statskeeper._receiving import receive_batch
+
+from ._http import Client, Problem
+from ._request import Request
 
 # Exports that are received in one step, and sent ones that are removed in one.
 _BATCH = 200

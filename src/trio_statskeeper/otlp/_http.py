@@ -33,8 +33,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
-from ._arguments import quote
-from ._lookup import addresses_of, is_address
+from trio_statskeeper._arguments import quote
+from trio_statskeeper._lookup import addresses_of, is_address
 
 # Bytes that are compressed in the loop, in some tenths of a millisecond; more in a thread.
 _COMPRESSED_IN_LOOP = 50_000

@@ -31,12 +31,12 @@ from trio_statskeeper import (
     ProbeResult,
     StatsKeeper,
     Value,
+    _conflating,
     _expiry,
     _fan_out,
     _keeper_run,
     _listed_targets,
     _listing,
-    _newest,
     _pacing,
     _runs,
     _sending,
@@ -66,7 +66,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_sending, "_TIME_PER_STEP", 2)
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
     monkeypatch.setattr(_sending, "_SENDERS", 2)
-    monkeypatch.setattr(_newest, "_STEP", 1)
+    monkeypatch.setattr(_conflating, "_CHECKED_BATCH", 1)
     monkeypatch.setattr(lines, "_STEP", 0)
     monkeypatch.setattr(lines, "_AT_ONCE", 2)
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)

@@ -187,7 +187,7 @@ async def test_what_a_stuck_output_holds_is_bounded_while_targets_come_and_go(
     assert len(two.received[0]) <= 4
 
 
-async def test_a_target_that_seldom_comes_keeps_no_other_that_is_gone(two, autojump_clock):
+async def test_a_target_that_seldom_comes_keeps_no_other_that_is_stale(two, autojump_clock):
     await two.send(export("seldom", 1, interval=sys.float_info.max))
     for number in range(1000):
         await two.send(export(f"target {number}", 1, interval=1))

@@ -444,7 +444,7 @@ async def test_after_an_outage_the_newest_of_each_target_alone_is_sent(
     assert len(collector.totals) == 6
 
 
-async def test_what_is_gone_during_an_outage_is_not_sent_after_it(
+async def test_what_is_stale_during_an_outage_is_not_sent_after_it(
     collector, autojump_clock, caplog
 ):
     collector.script = [Answer(503)] * 5 + [Answer()]

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
-from trio_statskeeper._families import Families, valid_text
+from trio_statskeeper._naming import Families, valid_text
 from trio_statskeeper.otlp._request import Request
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"

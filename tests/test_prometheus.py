@@ -278,7 +278,7 @@ async def test_of_two_targets_whose_labels_become_equal_the_first_is_shown(caplo
     )
 
 
-async def test_labels_are_free_again_when_their_target_is_gone(autojump_clock):
+async def test_labels_are_free_again_when_their_target_is_stale(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, EventMetrics(5, 0, {"a-b": "1"}, {"total": 1}, 1, 10))
     await trio.sleep(30.5)
@@ -383,7 +383,7 @@ async def test_labels_in_another_order_are_the_same_target():
     assert [line[-1] for line in await samples(exporter)] == ["2"]
 
 
-async def test_a_target_that_has_not_come_for_three_intervals_is_gone(autojump_clock):
+async def test_a_target_that_has_not_come_for_three_intervals_is_stale(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, export(interval=10), export(interval=100, dst="b"))
     await trio.sleep(29.5)
@@ -590,8 +590,8 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
         exporter._page.put(export(metrics, dst=str(number), probe=str(number)))
     monkeypatch.setattr(_server, "_CHUNK_SIZE", chunk)
     monkeypatch.setattr(_pacing, "perf_counter", lambda: now)
-    monkeypatch.setattr(_exporter, "own_statistics", takes(0.4, _exporter.own_statistics))
-    for name in "render_first", "_drop_if_gone":
+    monkeypatch.setattr(_exporter, "self_metrics", takes(0.4, _exporter.self_metrics))
+    for name in "render_first", "_drop_if_stale":
         monkeypatch.setattr(_page.Page, name, takes(0.05, getattr(_page.Page, name)))
     text = _page.Page.text
     monkeypatch.setattr(_page.Page, "text", lambda page: map(takes(0.05, iter), text(page)))
@@ -750,7 +750,7 @@ async def test_a_registry_can_render_it_as_open_metrics():
     assert f"probe_total{{{','.join(sorted(IN_TEXT.split(',')))}}} 1.0" in text
 
 
-async def test_a_collector_leaves_out_what_is_gone(autojump_clock):
+async def test_a_collector_leaves_out_what_is_stale(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, export(interval=10), export(interval=100, dst="b"))
     await trio.sleep(30.5)
@@ -1124,7 +1124,7 @@ async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
         raise KeyboardInterrupt
 
     exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(_exporter, "own_statistics", interrupt)
+    monkeypatch.setattr(_exporter, "self_metrics", interrupt)
     with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             address = await serve(nursery, exporter)
@@ -1144,7 +1144,7 @@ async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
         raise RuntimeError("a bug")
 
     exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(_exporter, "own_statistics", bug)
+    monkeypatch.setattr(_exporter, "self_metrics", bug)
     address = await serve(nursery, exporter)
     assert (await get(address)).status_code == 500
     assert "a bug" in caplog.text

@@ -28,10 +28,10 @@ from typing import Any, TypeAlias, cast
 import attrs
 import trio
 
+from ._conflating import ConflatingQueue, arrival_of, stale_at
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
 from ._log import logger
-from ._newest import Newest, arrival_of, when_gone
 from ._nursery import open_flat_nursery
 
 # What an output is: an async function that receives exports until they end.
@@ -235,7 +235,7 @@ class _Feed:
 
     name: str = attrs.field(init=False, default="")
     has_started: trio.Event = attrs.field(init=False, factory=trio.Event)
-    waiting: Newest = attrs.field(init=False, factory=Newest)
+    waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
     # When it took an export, or there was none to take, and whether that is long ago.
     _taken_at: float = attrs.field(init=False, factory=trio.current_time)
     _is_stuck: bool = attrs.field(init=False, default=False)
@@ -322,7 +322,7 @@ class _Feed:
             if self._is_stuck:
                 self._is_stuck = False
                 logger.info("%s: recovered", self.name)
-        elif not self._is_stuck and when_gone(self._offered[0], self._taken_at) < now:
+        elif not self._is_stuck and stale_at(self._offered[0], self._taken_at) < now:
             self._is_stuck = True
             logger.warning(
                 "%s: takes no exports; the newest of each target wait", self.name

@@ -9,7 +9,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from ._newest import Series
+from ._conflating import Series
 
 V = TypeVar("V")
 

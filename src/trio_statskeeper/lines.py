@@ -13,8 +13,8 @@ From the receipt of an export until it is written, nothing is cancelled: no expo
 and no line torn. KeyboardInterrupt, too, waits for the end of the write.
 
 A file that can't be written is an outage, not an error. Until it is over, exports are
-received all the same, and a `Newest` keeps the newest one of each target. From time to time
-the file is opened again, and what is kept is written.
+still received, and a `ConflatingQueue` keeps the newest one of each target. The file is
+opened again at increasing intervals, and what is kept is written.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from time import perf_counter
 import attrs
 import trio
 
+from ._conflating import ConflatingQueue
 from ._event_metrics import EventMetrics
 from ._json import from_json, to_json
 from ._log import logger
-from ._newest import Newest
 from ._receiving import receive_batch
 
 __all__ = ["from_json", "to_json", "write_lines"]
@@ -149,7 +149,7 @@ class _Outage:
     """The time in which a file can't be written, and what is kept for it meanwhile."""
 
     name: str
-    newest: Newest = attrs.field(init=False, factory=Newest)
+    newest: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
     retry_at: float = attrs.field(init=False, default=0.0)
     _delay: float = attrs.field(init=False, factory=lambda: _FIRST_DELAY)
     _received: int = attrs.field(init=False, default=0)

@@ -3,19 +3,19 @@
 Theory of operation
 ===================
 
-Two tasks share a `Newest`, which keeps the newest export of each series. One receives
-exports and puts them in. The other sends what waits there, one request at a time, and takes
-it out when the collector has it. Until then a newer export takes the place of an older one,
-and stale ones are dropped: totals are cumulative, so the last that is sent is right. Each
-try builds its request from what is newest then.
+Two tasks share a `ConflatingQueue`, which keeps the newest export of each series. One task
+receives exports and puts them into the queue. The other sends what waits there, one request
+at a time, and removes it when the collector has accepted it. Until then, newer exports
+replace older ones, and stale ones are dropped: totals are cumulative, so the last one sent
+is right. Each attempt builds its request from what is newest at that moment.
 
-A request has exports of one keeper, for some receivers refuse a whole request because of
-one data point in it. A request that is refused as bad or as too large is halved, and its
-halves again, within limits. Targets that are refused alone, or are still among others when
-the limit is reached, become suspects: from then on they travel in requests of their own,
-until they are accepted. The keepers' own statistics have requests of their own, too.
+A request has exports of one keeper, because some receivers refuse a whole request for one
+bad data point. A request that is refused as bad or as too large is halved, and its halves
+again, within limits. Targets that are refused alone, or in a request that may not be halved
+any more, become suspects: they are sent in separate requests until they are accepted. The
+statistics of keepers and probers have separate requests, too.
 
-When the exports end, there is a time limit for what still waits.
+When the exports end, a time limit applies to what still waits.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ import attrs
 import trio
 
 from trio_statskeeper._arguments import quote
+from trio_statskeeper._conflating import ConflatingQueue, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._families import Families
 from trio_statskeeper._log import logger
-from trio_statskeeper._newest import Newest, when_gone
+from trio_statskeeper._naming import Families
 from trio_statskeeper._nursery import open_flat_nursery
-from trio_statskeeper._own_statistics import HELP, PREFIX, Observed, own_statistics
 from trio_statskeeper._receiving import receive_batch
+from trio_statskeeper._self_metrics import HELP, PREFIX, Observed, self_metrics
 
 from ._http import Client, Problem
 from ._request import Request
@@ -98,10 +98,10 @@ class Delivery:
     timeout: float
     """Seconds for what waits when the exports have ended."""
 
-    _waiting: Newest = attrs.field(init=False, factory=Newest)
+    _waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
     _ended: trio.Event = attrs.field(init=False, factory=trio.Event)
     _families: Families = attrs.field(init=False, factory=lambda: Families("probe_"))
-    _own_families: Families = attrs.field(
+    _self_families: Families = attrs.field(
         init=False, factory=lambda: Families(PREFIX, HELP)
     )
     # Whether the first that waits was sent in vain, and seconds until the next retry.
@@ -244,9 +244,9 @@ class Delivery:
 
     async def _send_statistics(self) -> None:  # noqa: ASYNC910  # likewise
         self._statistics_due = trio.current_time() + _STATISTICS_INTERVAL
-        exports = [own_statistics(each) for each in self.statistics]
+        exports = [self_metrics(each) for each in self.statistics]
         while exports:
-            request = await self._build(exports, self._own_families)
+            request = await self._build(exports, self._self_families)
             problem = await self.client.post(request.serialize())
             if problem is None:
                 self._recovered(_COLLECTOR)
@@ -328,7 +328,7 @@ class Delivery:
         suspects = self._suspects.setdefault(keeper, {})
         now = trio.current_time()
         for export in exports:
-            suspects[_target(export)] = when_gone(export, now)
+            suspects[_target(export)] = stale_at(export, now)
         for oldest in list(suspects)[:-_MAX_SUSPECTS]:
             del suspects[oldest]
         targets = quote(_target(exports[0]))

@@ -17,7 +17,7 @@ import trio
 
 from trio_statskeeper._arguments import positive, quote
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._own_statistics import Observed, checked_statistics
+from trio_statskeeper._self_metrics import Observed, validate_observed
 
 from ._delivery import Delivery
 from ._http import Client, proxy_for, quote_invalid, without_secrets
@@ -179,7 +179,7 @@ class OTLPExporter:
     all that still waits."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
-        default=(), kw_only=True, converter=checked_statistics
+        default=(), kw_only=True, converter=validate_observed
     )
     """Keepers and probers whose own statistics are sent, too, as `statskeeper_…`: in
     requests of their own, every ten seconds and at the end."""

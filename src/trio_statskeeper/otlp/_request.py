@@ -26,7 +26,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._families import Families, Family, valid_text
+from trio_statskeeper._naming import Families, Family, valid_text
 from trio_statskeeper._values import Distribution, Gauge, Map, Value
 
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
@@ -81,7 +81,7 @@ class Request:
         resolved = families.resolve(export, now)
         start, end = export.start_timestamp, export.timestamp
         if not (0 <= start < _TOO_LATE and 0 <= end < _TOO_LATE):
-            families.leave_out(
+            families.log_skipped(
                 "times that are not between 1970 and 2554",
                 f"; {start!r} and {end!r} for instance",
             )
@@ -95,7 +95,7 @@ class Request:
         self.overwritten.update(_OVERWRITTEN & resolved.labels.keys())
         for family, value in resolved.metrics:
             if isinstance(value, Distribution) and value.count >= 2**64:
-                families.leave_out(f"{family}: a count that OTLP can't hold")
+                families.log_skipped(f"{family}: a count that OTLP can't hold")
                 continue
             if isinstance(value, Map | str) and family.label in _OVERWRITTEN:
                 self.overwritten.add(family.label)

@@ -16,14 +16,14 @@ from prometheus_client.registry import Collector
 from trio_statskeeper._arguments import quote
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._keeper import StatsKeeper
-from trio_statskeeper._own_statistics import (
+from trio_statskeeper._pacing import Step
+from trio_statskeeper._self_metrics import (
     HELP,
     PREFIX,
     Observed,
-    checked_statistics,
-    own_statistics,
+    self_metrics,
+    validate_observed,
 )
-from trio_statskeeper._pacing import Step
 from trio_statskeeper._values import Gauge
 
 from ._page import Page
@@ -89,7 +89,7 @@ class PrometheusExporter(Collector):
     """A name or address of this machine. Who can reach it can read all labels."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
-        default=(), kw_only=True, converter=checked_statistics
+        default=(), kw_only=True, converter=validate_observed
     )
     """Keepers and probers whose own statistics are exported, too: `statskeeper_…`."""
 
@@ -176,25 +176,25 @@ class PrometheusExporter(Collector):
         page.use(trio.lowlevel.current_clock())
         with trio.move_on_after(_RENDERING_TIMEOUT):
             await page.render(step)
-        await page.drop_gone(step)
+        await page.drop_stale(step)
         pages: tuple[Page, ...] = (page,)
-        for own_pages in self._own_pages():
-            pages = page, *own_pages
+        for self_pages in self._self_pages():
+            pages = page, *self_pages
             if step.is_half_over:  # the next page may take as long again
                 await step.pause()
         return chain.from_iterable(page.text() for page in pages)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
-        *_, own_pages = self._own_pages()
-        for page in (self._page, *own_pages):
+        *_, self_pages = self._self_pages()
+        for page in (self._page, *self_pages):
             yield from page.metrics()
 
     def describe(self) -> list[Metric]:
         """Return nothing: what there is to export is known only when it comes."""
         return []
 
-    def _own_pages(self) -> Iterator[tuple[Page, ...]]:
+    def _self_pages(self) -> Iterator[tuple[Page, ...]]:
         """Fill the pages on keepers and probers; no step of the iterator is long."""
         # A keeper and its prober have the same labels, and so need pages of their own.
         keepers = Page(PREFIX, self.created, HELP)
@@ -204,7 +204,7 @@ class PrometheusExporter(Collector):
         for observed in self.statistics_of:
             yield pages
             page = keepers if isinstance(observed, StatsKeeper) else probers
-            page.put(own_statistics(observed))
+            page.put(self_metrics(observed))
             page.render_first()
         for (ptype, probe), keeper in list(self._page.keepers.items()):
             yield pages

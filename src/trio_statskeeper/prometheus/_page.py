@@ -13,9 +13,9 @@ import trio
 from prometheus_client.metrics_core import Metric
 
 from trio_statskeeper._arguments import quote
+from trio_statskeeper._conflating import Series, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._families import Families, Family
-from trio_statskeeper._newest import Series, when_gone
+from trio_statskeeper._naming import Families, Family
 from trio_statskeeper._pacing import Step
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Map, Value
@@ -64,7 +64,7 @@ class _Target:
     """When it came, in seconds of Trio's clock."""
     lifetime: float
     """Seconds after which it is gone unless it comes again, or passes take long."""
-    gone_at: float
+    stale_at: float
     """When it is gone unless it comes again, in seconds of Trio's clock."""
 
     @property
@@ -150,14 +150,14 @@ class Page:
             export.start_timestamp,
             self._keeper_of(export),
             arrived,
-            resolved.gone_at - arrived,
-            resolved.gone_at,
+            resolved.stale_at - arrived,
+            resolved.stale_at,
         )
         series = _series(labels)
         last = self._targets.get(series)
         if last is not None:
-            if last.exported_labels != export.labels and last.gone_at > arrived:
-                self._families.leave_out(
+            if last.exported_labels != export.labels and last.stale_at > arrived:
+                self._families.log_skipped(
                     f"labels {quote(dict(export.labels))}: they become those of "
                     f"{quote(dict(last.exported_labels))}"
                 )
@@ -171,7 +171,7 @@ class Page:
             if self._created and family.kind in ("counter", "histogram"):
                 created = created_samples(value, export.start_timestamp)
                 self._set_block(series, family, True, lines(family, pairs, created))
-        self._drop_some_gone(arrived)
+        self._drop_stale_amortized(arrived)
 
     def _set_block(
         self, series: Series, family: Family, created: bool, rendered: bytes
@@ -185,7 +185,7 @@ class Page:
             self._blocks[key] = SegmentedDict()
             self._blocks[key].set(series, rendered)
 
-    def _drop_some_gone(self, now: float) -> None:
+    def _drop_stale_amortized(self, now: float) -> None:
         """Look at two targets for each that is rendered: at all, again and again."""
         for _ in range(2):
             looked_at = next(self._looked_at, None)
@@ -193,37 +193,37 @@ class Page:
                 self._looked_at = iter(self._targets.segment(self._segment))
                 self._segment += 1
             else:
-                self._drop_if_gone(*looked_at, now)
+                self._drop_if_stale(*looked_at, now)
 
-    async def drop_gone(self, step: Step) -> None:  # noqa: ASYNC910  # few take no turn
+    async def drop_stale(self, step: Step) -> None:  # noqa: ASYNC910  # few take no turn
         """Drop the targets that are gone."""
         now = self._now
         for segment in self._targets.snapshot():
             for series, target in segment.items():
-                self._drop_if_gone(series, target, now)
+                self._drop_if_stale(series, target, now)
                 await step.pause_if_over()
 
-    def _drop_if_gone(self, series: Series, target: _Target, now: float) -> None:
-        if self._is_gone(target, now) and self._targets.get(series) is target:
+    def _drop_if_stale(self, series: Series, target: _Target, now: float) -> None:
+        if self._is_stale(target, now) and self._targets.get(series) is target:
             self._drop(series)
 
-    def _is_gone(self, target: _Target, now: float) -> bool:
-        if target.gone_at > now:
+    def _is_stale(self, target: _Target, now: float) -> bool:
+        if target.stale_at > now:
             return False
         keeper = target.keeper
         waiting = self.waiting.get(frozenset(target.exported_labels.items()))
         if waiting is not None:
             # It has come again, though it is not rendered yet.
             target.arrived = waiting[1]
-            target.gone_at = when_gone(*waiting)
-        if target.gone_at <= now and not keeper.has_left_out(target.arrived):
+            target.stale_at = stale_at(*waiting)
+        if target.stale_at <= now and not keeper.has_left_out(target.arrived):
             # In a busy loop, passes may take longer than intervals, up to twice as long.
             newest = min(keeper.arrived, target.arrived + target.lifetime)
-            target.gone_at = newest + target.lifetime
-        if target.gone_at <= now:
+            target.stale_at = newest + target.lifetime
+        if target.stale_at <= now:
             return True
         for family in target.families:
-            family.used_until = max(family.used_until, target.gone_at)
+            family.used_until = max(family.used_until, target.stale_at)
         return False
 
     def _drop(self, series: Series) -> None:
@@ -260,7 +260,7 @@ class Page:
         targets = self._targets.values()
         now = self._now
         for target in targets:
-            if self._is_gone(target, now):
+            if self._is_stale(target, now):
                 continue
             for family, value in target.metrics:
                 found = samples(value)

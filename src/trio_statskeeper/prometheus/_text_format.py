@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
 
-from trio_statskeeper._families import Family
+from trio_statskeeper._naming import Family
 from trio_statskeeper._values import Distribution, Value
 
 from ._samples import Sample, samples

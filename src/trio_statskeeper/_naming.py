@@ -28,9 +28,9 @@ from typing import Literal, TypeAlias
 import attrs
 
 from ._arguments import plain_number, quote
+from ._conflating import stale_at
 from ._event_metrics import EventMetrics
 from ._log import logger
-from ._newest import when_gone
 from ._values import (
     Distribution,
     Gauge,
@@ -105,7 +105,7 @@ class Resolved:
 
     labels: dict[str, str]
     metrics: list[tuple[Family, Value]]
-    gone_at: float
+    stale_at: float
     """When its series are gone unless they come again, in seconds of Trio's clock."""
 
 
@@ -128,10 +128,10 @@ class Families:
         labels = {
             label_name(name): valid_text(value) for name, value in export.labels.items()
         }
-        gone_at = when_gone(export, now)
+        fresh_until = stale_at(export, now)
         if len(labels) < len(export.labels):
-            self.leave_out(f"labels, two of them of one name: {[*export.labels]}")
-            return Resolved(labels, metrics, gone_at)
+            self.log_skipped(f"labels, two of them of one name: {[*export.labels]}")
+            return Resolved(labels, metrics, fresh_until)
         for metric, value in export.metrics.items():
             key = _key(metric, value)
             family = self._families.get(key)
@@ -139,25 +139,25 @@ class Families:
                 family = self._new_family(key, now)
                 if family is None:
                     continue
-            family.used_until = max(family.used_until, gone_at)
+            family.used_until = max(family.used_until, fresh_until)
             if family.label in labels:
-                self.leave_out(f"{family}: the target has a label {family.label}, too")
+                self.log_skipped(f"{family}: the target has a label {family.label}, too")
                 continue
             try:
                 if family.in_seconds and export.latency_unit != 1:
                     value = in_seconds(value, export.latency_unit)  # noqa: PLW2901
                 value = _valid(value)  # noqa: PLW2901
             except ValueError as error:
-                self.leave_out(f"{family}: {error}")
+                self.log_skipped(f"{family}: {error}")
                 continue
             metrics.append((family, value))
-        return Resolved(labels, metrics, gone_at)
+        return Resolved(labels, metrics, fresh_until)
 
     def _new_family(self, key: _Key, now: float) -> Family | None:
         family = _family(self.prefix, key, self.help.get(key[0]))
         if not _WORD.search(key[0]):
             # It would get the name of `total`, or of another such metric.
-            self.leave_out(f"{family}: its name has no ASCII letter or digit")
+            self.log_skipped(f"{family}: its name has no ASCII letter or digit")
             return None
         if len(self._families) >= self._purge_at:
             for idle in [f for f in self._families.values() if f.used_until <= now]:
@@ -168,7 +168,7 @@ class Families:
             if holder is None:
                 continue
             if holder.used_until > now:
-                self.leave_out(f"{family}: its name, {name}, is that of {holder}")
+                self.log_skipped(f"{family}: its name, {name}, is that of {holder}")
                 return None
             self._forget(holder)
         self._families[key] = family
@@ -180,7 +180,7 @@ class Families:
         for name in family.names:
             del self._holders[name]
 
-    def leave_out(self, what: str, detail: str = "") -> None:
+    def log_skipped(self, what: str, detail: str = "") -> None:
         """Log what is not exported: each problem once, and only so many."""
         if what not in self._logged and len(self._logged) < _MEMORY:
             self._logged.add(what)

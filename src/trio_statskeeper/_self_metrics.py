@@ -62,7 +62,7 @@ _NOTHING_COUNTED_AT = time.time()
 _newest_timestamps = WeakKeyDictionary[Observed, float]()
 
 
-def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
+def validate_observed(of: Iterable[Observed]) -> tuple[Observed, ...]:
     """Return the keepers and probers whose statistics are to be exported.
 
     Raises:
@@ -84,7 +84,7 @@ def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
     return checked
 
 
-def own_statistics(of: Observed) -> EventMetrics:
+def self_metrics(of: Observed) -> EventMetrics:
     """Return the statistics of a keeper or prober, by the names that `HELP` has.
 
     The timestamps of one keeper or prober strictly increase, whatever the clock does.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
-from trio_statskeeper._families import Families, in_seconds, label_name, valid_text
+from trio_statskeeper._naming import Families, in_seconds, label_name, valid_text
 
 HISTOGRAM = Distribution.of([3], [1, 2])
 
@@ -185,7 +185,7 @@ def test_whole_and_real_numbers_are_of_one_kind():
     assert resolve({"x": 1}, families)["x"] is resolve({"x": 1.5}, families)["x"]
 
 
-def test_a_name_is_free_again_when_its_last_series_is_gone():
+def test_a_name_is_free_again_when_its_last_series_is_stale():
     families = Families("probe_")
     resolve({"x": 1}, families, now=0, labels={"dst": "a"}, interval=10)
     resolve({"x": 1}, families, now=5, labels={"dst": "b"}, interval=10)
@@ -311,8 +311,8 @@ def test_labels_are_those_of_the_export_as_far_as_they_are_allowed():
     assert resolved.labels == {"dst": r"\ud83d", "key_9_x": "y"}
 
 
-def test_a_series_is_gone_after_three_intervals():
-    assert Families("probe_").resolve(export({}, interval=10), 5).gone_at == 35
+def test_a_series_is_stale_after_three_intervals():
+    assert Families("probe_").resolve(export({}, interval=10), 5).stale_at == 35
 
 
 def received_name(family):

@@ -19,10 +19,10 @@ Series: TypeAlias = frozenset[tuple[str, str]]
 _STALE_AFTER = 3
 
 # Series that are checked between two checkpoints.
-_STEP = 500
+_CHECKED_BATCH = 500
 
 
-def when_gone(export: EventMetrics, now: float) -> float:
+def stale_at(export: EventMetrics, now: float) -> float:
     """Return when `export`, which came now, is stale if nothing follows."""
     return now + _STALE_AFTER * export.export_interval
 
@@ -38,11 +38,11 @@ Arrival: TypeAlias = tuple[Series, float, float]
 def arrival_of(export: EventMetrics) -> Arrival:
     """Return what queues need to know of `export`, which came now."""
     now = trio.current_time()
-    return _series(export), now, when_gone(export, now)
+    return _series(export), now, stale_at(export, now)
 
 
 @attrs.define(eq=False)
-class Newest:
+class ConflatingQueue:
     """Exports that wait; a newer one replaces the older one of its series.
 
     Totals are cumulative, so nothing is lost with an export that is replaced. The newer one
@@ -116,7 +116,7 @@ class Newest:
     async def wait(self) -> None:
         """Wait until an export waits that is not stale, or no more come."""
         await trio.lowlevel.checkpoint()
-        while not self.first(_STEP):
+        while not self.first(_CHECKED_BATCH):
             if self._waiting:
                 await trio.lowlevel.checkpoint()  # many were stale
             elif self.ended:

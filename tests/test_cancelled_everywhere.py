@@ -67,7 +67,6 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
     monkeypatch.setattr(_sending, "_SENDERS", 2)
     monkeypatch.setattr(_conflating, "_CHECKED_BATCH", 1)
-    monkeypatch.setattr(lines, "_STEP", 0)
     monkeypatch.setattr(lines, "_AT_ONCE", 2)
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
@@ -75,7 +74,6 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
     monkeypatch.setattr(_listed_targets, "_BATCH", 1)
-    monkeypatch.setattr(_delivery, "_BUILDING_STEP", 0)
     monkeypatch.setattr(_delivery, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
 

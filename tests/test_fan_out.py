@@ -12,7 +12,7 @@ import trio
 from helpers import all_from, channel_of, make_keeper, one, running
 from trio.testing import wait_all_tasks_blocked
 
-from trio_statskeeper import EventMetrics, _fan_out, fan_out
+from trio_statskeeper import EventMetrics, _fan_out, _pacing, fan_out
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._receiving import receive_batch
 
@@ -457,7 +457,7 @@ async def test_a_pass_takes_few_scheduler_turns_however_many_targets(monkeypatch
             while True:
                 received.extend(await receive_batch(exports, 1000))
 
-    monkeypatch.setattr(_fan_out, "perf_counter", lambda: 0)
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: 0)
     received = []
     exports, receive = trio.open_memory_channel[EventMetrics](buffer)
     turns = Turns()
@@ -479,7 +479,7 @@ async def test_receiving_goes_on_in_small_steps_while_many_exports_wait(monkeypa
         await exports.receive()
         waiting.append(receive.statistics().current_buffer_used)
 
-    monkeypatch.setattr(_fan_out, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
     waiting = []
     receive = channel_of(*(export(str(number), 1) for number in range(100)))
     await fan_out(receive, take_one)

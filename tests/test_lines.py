@@ -25,6 +25,7 @@ from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     StatsKeeper,
+    _pacing,
     fan_out,
 )
 from trio_statskeeper import lines as lines_module
@@ -705,7 +706,7 @@ def watched(call):
 def working_time(monkeypatch):
     """A clock that moves only where a test moves it: `working_time[0] += seconds`."""
     now = [0.0]
-    monkeypatch.setattr(lines_module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: now[0])
     return now
 
 

@@ -37,6 +37,7 @@ from trio_statskeeper import (
     Map,
     Prober,
     StatsKeeper,
+    _pacing,
 )
 from trio_statskeeper.otlp import OTLPExporter, _delivery, _http
 from trio_statskeeper.testing import ScriptedProbe, Succeed
@@ -163,7 +164,7 @@ async def test_a_request_that_is_large_enough_takes_no_further_export(
 
 
 async def test_others_run_while_a_request_is_built(collector, autojump_clock, monkeypatch):
-    monkeypatch.setattr(_delivery, "_BUILDING_STEP", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     build = _delivery.Delivery._build
     turns = 0
 
@@ -189,7 +190,7 @@ async def test_others_run_while_a_request_is_built(collector, autojump_clock, mo
 
 
 async def test_hundreds_of_exports_take_one_turn_of_a_busy_loop(collector, monkeypatch):
-    monkeypatch.setattr(_delivery, "_BUILDING_STEP", math.inf)  # how long is chance
+    monkeypatch.setattr(_pacing, "_STEP_TIME", math.inf)  # how long is chance
     turns = 0
 
     async def be_busy() -> None:

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from inspect import signature
 from operator import is_
-from time import perf_counter
 from typing import Any, TypeAlias, cast
 
 import attrs
@@ -33,6 +32,7 @@ from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
 from ._log import logger
 from ._nursery import open_flat_nursery
+from ._pacing import Step
 
 # What an output is: an async function that receives exports until they end.
 Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[object]]
@@ -43,9 +43,6 @@ _BUFFER = 200
 
 # Exports that are dropped between two checkpoints: freeing many at once takes long.
 _DROPPED_BATCH = 500
-
-# Seconds of receiving between two checkpoints.
-_STEP = 0.0005
 
 
 @trio.lowlevel.enable_ki_protection
@@ -174,21 +171,19 @@ class FanOut:
         """Pass on all that waits, again and again, until no more comes."""
         async for received in self.exports:
             export = received
-            pause_at = perf_counter() + _STEP
+            step = Step()
             for feed in self._active:
                 feed.settle()  # so that no newer export takes the place of a taken one
             with suppress(trio.WouldBlock, trio.EndOfChannel):
                 while True:
                     self._put(export)
-                    if perf_counter() >= pause_at:
+                    if step.is_over:
                         break
                     export = self.exports.receive_nowait()
             for feed in self._active.copy():
                 if feed in self._active:
                     feed.wake()
-                if perf_counter() >= pause_at:
-                    await trio.lowlevel.checkpoint()
-                    pause_at = perf_counter() + _STEP
+                await step.pause_if_over()
 
     def _drain(self) -> None:
         """Take what waits, if `_receive` was cancelled."""

@@ -26,7 +26,6 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from time import perf_counter
 
 import attrs
 import trio
@@ -35,6 +34,7 @@ from ._conflating import ConflatingQueue
 from ._event_metrics import EventMetrics
 from ._json import from_json, to_json
 from ._log import logger
+from ._pacing import Step
 from ._receiving import receive_batch
 
 __all__ = ["from_json", "to_json", "write_lines"]
@@ -46,10 +46,6 @@ _BATCH = 2**17
 # the channel has no buffer. In a busy loop these are long, and each write takes some, too.
 # Readers of the lines don't notice.
 _LINGER = 0.05
-
-# Seconds spent on making lines between two checkpoints. If that were shorter, a pass would
-# take more turns of a busy loop (row 17 of the benchmarks).
-_STEP = 0.0007
 
 # Exports that are put aside between two checkpoints.
 _AT_ONCE = 100
@@ -132,16 +128,16 @@ class _Batch:
     exports: list[EventMetrics] = attrs.field(init=False, factory=list[EventMetrics])
     lines: list[str] = attrs.field(init=False, factory=list[str])
     size: int = attrs.field(init=False, default=0)
-    _step_ends: float = attrs.field(init=False, factory=lambda: perf_counter() + _STEP)
+    _step: Step = attrs.field(init=False, factory=Step)
 
     async def add(self, export: EventMetrics) -> None:  # noqa: ASYNC910  # once per step
         """Make the line of `export`; nothing is cancelled meanwhile."""
         self.lines.append(f"{self.line(export)}\n")
         self.exports.append(export)
         self.size += len(self.lines[-1])
-        if perf_counter() >= self._step_ends:
+        if self._step.is_over:
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._step_ends = perf_counter() + _STEP
+            self._step.begin_next()
 
 
 @attrs.define(eq=False)

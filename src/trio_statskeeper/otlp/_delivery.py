@@ -25,7 +25,6 @@ import math
 import random
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from time import perf_counter
 
 import attrs
 import trio
@@ -36,6 +35,7 @@ from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._log import logger
 from trio_statskeeper._naming import Families
 from trio_statskeeper._nursery import open_flat_nursery
+from trio_statskeeper._pacing import Step
 from trio_statskeeper._receiving import receive_batch
 from trio_statskeeper._self_metrics import HELP, PREFIX, Observed, self_metrics
 
@@ -63,9 +63,6 @@ _GUESSED_SIZE = 50_000
 
 # Seconds after which a size that was halved is doubled, if it still goes well.
 _GROWTH_INTERVAL = 600.0
-
-# Seconds of building between two checkpoints.
-_BUILDING_STEP = 0.001
 
 # Suspects of a keeper that are remembered.
 _MAX_SUSPECTS = 1_000
@@ -260,12 +257,10 @@ class Delivery:
     async def _build(self, exports: Iterable[EventMetrics], families: Families) -> Request:
         """Return a request with the first of `exports`."""
         request = Request(self.resource_attributes)
-        pause_at = perf_counter() + _BUILDING_STEP
+        step = Step()
         for export in exports:
             for _ in request.add(export, families, trio.current_time()):
-                if perf_counter() >= pause_at:
-                    await trio.lowlevel.checkpoint()
-                    pause_at = perf_counter() + _BUILDING_STEP
+                await step.pause_if_over()
             if request.size >= self._size:
                 break
         await trio.lowlevel.checkpoint()

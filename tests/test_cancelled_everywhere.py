@@ -67,7 +67,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
     monkeypatch.setattr(_sending, "_SENDERS", 2)
     monkeypatch.setattr(_conflating, "_CHECKED_BATCH", 1)
-    monkeypatch.setattr(lines, "_AT_ONCE", 2)
+    monkeypatch.setattr(lines, "_KEPT_BATCH", 2)
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
     monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)

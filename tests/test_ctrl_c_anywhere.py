@@ -27,8 +27,8 @@ from trio_statskeeper import (
     Prober,
     ProbeResult,
     StatsKeeper,
+    _outage,
     fan_out,
-    lines,
     open_keeper,
     open_outputs,
 )
@@ -424,7 +424,7 @@ def test_ctrl_c_ends_lines_at_every_line(tmp_path):
 def test_ctrl_c_ends_an_outage_of_lines_at_every_line(tmp_path, monkeypatch):
     disk = FullDisk(tmp_path / "metrics.log", os.write)
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(_outage, "_FIRST_DELAY", 0.01)
     assert press_at_every_line(disk.make, mock_clock=False) > 50
 
 

@@ -26,9 +26,9 @@ from trio_statskeeper import (
     EventMetrics,
     StatsKeeper,
     _pacing,
+    _sinks,
     fan_out,
 )
-from trio_statskeeper import lines as lines_module
 from trio_statskeeper._event_metrics import unchecked_event_metrics
 from trio_statskeeper.lines import from_json, to_json, write_lines
 
@@ -618,7 +618,7 @@ async def test_a_file_that_opens_only_after_a_cancellation_is_closed_and_left_as
         opened.append(io.FileIO(*args, **options))
         return opened[-1]
 
-    monkeypatch.setattr(lines_module, "FileIO", slowly)
+    monkeypatch.setattr(_sinks, "FileIO", slowly)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_lines, channel_of(export(1)), path)

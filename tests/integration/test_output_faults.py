@@ -30,7 +30,7 @@ from trio_statskeeper import (
     EventMetrics,
     ProbeResult,
     StatsKeeper,
-    lines,
+    _outage,
 )
 from trio_statskeeper.lines import from_json, write_lines
 from trio_statskeeper.otlp import OTLPExporter, _delivery
@@ -721,8 +721,8 @@ async def test_a_file_that_cant_be_written_for_a_while_costs_no_total(
     small_disk, monkeypatch, caplog, damaged, fault
 ):
     caplog.set_level("INFO", "trio_statskeeper")
-    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_outage, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_outage, "_LONGEST_DELAY", 0.2)
     path = small_disk / "logs" / "metrics.json"
     path.parent.mkdir()
     written = Written(path)

@@ -39,7 +39,7 @@ from trio_statskeeper import (
     StatsKeeper,
     _pacing,
 )
-from trio_statskeeper.otlp import OTLPExporter, _delivery, _http
+from trio_statskeeper.otlp import OTLPExporter, _delivery, _http, _problem, _problem_log
 from trio_statskeeper.testing import ScriptedProbe, Succeed
 
 URL = f"collector {ENDPOINT}/v1/metrics"
@@ -144,7 +144,7 @@ async def test_exports_that_come_together_travel_together(collector, autojump_cl
 async def test_a_request_takes_no_more_exports_than_it_may(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_delivery, "_REQUEST_EXPORTS", 2)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_EXPORTS", 2)
     async with exporting() as run:
         await run.send(*(export(target, 1) for target in "abcde"))
         await trio.sleep(1)
@@ -156,7 +156,7 @@ async def test_a_request_takes_no_more_exports_than_it_may(
 async def test_a_request_that_is_large_enough_takes_no_further_export(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_delivery, "_REQUEST_SIZE", 100_000)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_SIZE", 100_000)
     async with exporting(compression=None) as run:
         await run.send(*(export(target, 1, text="x" * 50_000) for target in "abcde"))
         await trio.sleep(1)
@@ -232,7 +232,7 @@ async def test_much_is_compressed_in_a_thread(collector, monkeypatch):
         return compress(*args, **options)
 
     monkeypatch.setattr(gzip, "compress", noticing)
-    monkeypatch.setattr(_http, "_COMPRESSED_IN_LOOP", 1000)
+    monkeypatch.setattr(_http, "_MAX_SIZE_COMPRESSED_IN_LOOP", 1000)
     exporter = OTLPExporter(ENDPOINT)
     for length in (100, 1000):
         send, receive = trio.open_memory_channel[EventMetrics](1)
@@ -254,7 +254,7 @@ async def test_cancelled_it_does_not_wait_for_a_thread_that_compresses(
         return b""
 
     monkeypatch.setattr(gzip, "compress", compress)
-    monkeypatch.setattr(_http, "_COMPRESSED_IN_LOOP", 0)
+    monkeypatch.setattr(_http, "_MAX_SIZE_COMPRESSED_IN_LOOP", 0)
     async with exporting() as run:
         await run.send(export("a", 1))
         await began.wait()
@@ -350,7 +350,7 @@ async def test_after_a_success_the_delay_is_short_again_and_problems_are_logged_
 async def test_only_so_many_problems_are_logged_until_a_success(
     collector, autojump_clock, caplog, monkeypatch
 ):
-    monkeypatch.setattr(_delivery, "_PROBLEMS_LOGGED", 2)
+    monkeypatch.setattr(_problem_log, "_MAX_LOGGED", 2)
     collector.script = [Answer(404 + int(each)) for each in "01012323"]
     collector.script += [Answer(), Answer(404)]
     async with exporting() as run:
@@ -572,8 +572,8 @@ def test_an_exception_that_says_nothing_is_explained_by_its_cause():
     middle.__context__ = tls
     error = httpcore2.ConnectError("")
     error.__cause__ = middle
-    assert _http.why(error) == "ConnectError: certificate has expired"
-    assert _http.why(httpcore2.ReadError("")) == "ReadError: "
+    assert _problem.why(error) == "ConnectError: certificate has expired"
+    assert _problem.why(httpcore2.ReadError("")) == "ReadError: "
 
 
 # What is refused
@@ -644,7 +644,7 @@ async def test_many_bad_targets_are_found_pass_by_pass(collector, autojump_clock
     last = [totals for totals in collector.totals if 29 in totals.values()]
     delivered = {t for totals in last if not totals.keys() & {*bad} for t in totals}
     assert delivered == {*targets} - {*bad}
-    assert len(caplog.messages) == _delivery._PROBLEMS_LOGGED + 1
+    assert len(caplog.messages) == _problem_log._MAX_LOGGED + 1
 
 
 async def test_a_collector_that_refuses_everything_gets_a_bounded_number_of_requests(
@@ -658,7 +658,7 @@ async def test_a_collector_that_refuses_everything_gets_a_bounded_number_of_requ
             await run.send(*(of("x", str(n), total) for n in range(100)))
             await trio.sleep(10)
             assert 0 < len(collector.received) - before <= 70
-    assert len(caplog.messages) <= _delivery._PROBLEMS_LOGGED + 1
+    assert len(caplog.messages) <= _problem_log._MAX_LOGGED + 1
 
 
 async def test_a_suspect_that_is_no_longer_listed_does_not_delay_the_recovery(
@@ -864,7 +864,7 @@ async def test_statistics_that_were_not_delivered_come_again_as_usual(
 async def test_statistics_too_large_for_one_request_are_sent_in_several(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_delivery, "_REQUEST_SIZE", 1)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_SIZE", 1)
     keepers = [StatsKeeper("http", name, list) for name in "abc"]
     async with exporting(statistics_of=keepers):
         await trio.sleep(11)
@@ -917,7 +917,7 @@ async def test_without_statistics_nothing_comes_when_there_are_no_exports(
 async def test_at_the_end_of_the_exports_all_of_them_are_sent(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_delivery, "_REQUEST_EXPORTS", 1)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_EXPORTS", 1)
     collector.script = [Answer(after=1), Answer(503), Answer(after=1)]
     async with exporting() as run:
         await run.send(*(export(target, 1) for target in "ab"))

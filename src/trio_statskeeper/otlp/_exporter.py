@@ -20,7 +20,8 @@ from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._self_metrics import Observed, validate_observed
 
 from ._delivery import Delivery
-from ._http import Client, proxy_for, quote_invalid, without_secrets
+from ._http import Client
+from ._url import proxy_for, quote_invalid, without_secrets
 
 _HEADER_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_HEADER_VALUE = re.compile(r"\A[ \t]|[^\t -~]|[ \t]\Z")
@@ -223,14 +224,14 @@ class OTLPExporter:
         if self._progress.busy:
             raise trio.BusyResourceError("this exporter is already running")
         self._progress.busy = True
-        run = self._delivery(exports)
+        delivery = self._delivery(exports)
         try:
             with exports:
                 task_status.started()
-                await run.until_the_end()
+                await delivery.run()
         finally:
             self._progress.busy = False
-            run.report_undelivered()
+            delivery.report_undelivered()
 
     def _delivery(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> Delivery:
         client = Client(

@@ -213,7 +213,7 @@ def test_what_64_bits_cannot_hold_is_left_out_and_logged_once(caplog):
     metrics = metrics_of(export({"odd": value, "total": 1}), export({"odd": value}))
     assert metrics.keys() == {"probe_total"}
     (message,) = caplog.messages
-    assert message == "not exported: 'odd', a histogram: a count that OTLP can't hold"
+    assert message == "not exported: 'odd', a histogram: a count is too large for OTLP"
 
 
 def test_as_many_samples_as_64_bits_can_count_are_exported():
@@ -233,8 +233,7 @@ def test_a_target_whose_times_are_no_times_is_left_out_and_logged_once(bad, capl
     assert (point.as_int, point.start_time_unix_nano) == (3, 0)
     [logged] = caplog.messages
     assert logged == (
-        "not exported: times that are not between 1970 and 2554; "
-        f"10.25 and {bad!r} for instance"
+        f"not exported: timestamps that are not between 1970 and 2554: 10.25 and {bad!r}"
     )
 
 

@@ -246,7 +246,7 @@ async def test_what_clashes_is_logged_and_the_rest_is_shown(caplog):
         f"probe_total{{{IN_TEXT}}} 3",
     ]
     assert caplog.messages == [
-        "not exported: 'a_b', a counter: its name, probe_a_b, is that of 'a-b', a counter"
+        "not exported: 'a_b', a counter: its name probe_a_b belongs to 'a-b', a counter"
     ]
 
 

@@ -168,7 +168,7 @@ class Page:
         self._targets.set(series, target)
         for family, value in resolved.metrics:
             self._set_block(series, family, False, block(family, pairs, value))
-            if self._created and family.kind in ("counter", "histogram"):
+            if self._created and family.is_cumulative:
                 created = created_samples(value, export.start_timestamp)
                 self._set_block(series, family, True, lines(family, pairs, created))
         self._drop_stale_amortized(arrived)
@@ -264,7 +264,7 @@ class Page:
                 continue
             for family, value in target.metrics:
                 found = samples(value)
-                if self._created and family.kind in ("counter", "histogram"):
+                if self._created and family.is_cumulative:
                     found += created_samples(value, target.start_timestamp)
                 if isinstance(value, Map):
                     # OpenMetrics wants those of each key together.

@@ -9,12 +9,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
 
-from trio_statskeeper._naming import Family
+from trio_statskeeper._naming import Family, Kind
 from trio_statskeeper._values import Distribution, Value
 
 from ._samples import Sample, samples
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+# What the names of a family's samples begin with, and the type, for each kind.
+_SUFFIX_AND_TYPE: dict[Kind, tuple[str, str]] = {
+    "counter": ("_total", "counter"),
+    "info": ("_info", "gauge"),
+    "gauge": ("", "gauge"),
+    "histogram": ("", "histogram"),
+}
 
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 
@@ -61,13 +69,8 @@ def lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes:
 
 def heading(family: Family, created: bool) -> bytes:
     """Return the lines that precede a family, or its `..._created` samples."""
-    name, kind = family.name, str(family.kind)
-    if created:
-        name, kind = f"{name}_created", "gauge"
-    elif kind == "counter":
-        name += "_total"
-    elif kind == "info":
-        name, kind = f"{name}_info", "gauge"
+    suffix, kind = ("_created", "gauge") if created else _SUFFIX_AND_TYPE[family.kind]
+    name = family.name + suffix
     text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()
 

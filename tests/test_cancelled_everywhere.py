@@ -478,7 +478,7 @@ async def fan_out_to_one_that_is_slow_and_one_that_returns(
 
 @pytest.mark.parametrize("how", ["cancel", "crash"])
 def test_fan_out_closes_all_and_sends_nothing_old(how, monkeypatch):
-    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", 1)
     play = fan_out_to_one_that_is_slow_and_one_that_returns
     assert interrupt_everywhere(play, how) > 100
 

@@ -263,7 +263,9 @@ async def test_an_output_that_takes_nothing_for_long_is_logged_and_so_is_its_rec
     for total in range(5):
         await two.send(export("a", total))
         await trio.sleep(9)
-    assert told() == ["Outputs.output: takes no exports; the newest of each target wait"]
+    assert told() == [
+        "Outputs.output: receives no exports; keeping the newest of each target"
+    ]
     await two.listen(0)
     await two.send(export("a", 5))
     assert told()[1:] == ["Outputs.output: recovered"]
@@ -282,7 +284,7 @@ async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, tol
 async def test_an_output_that_returns_though_its_channel_has_a_clone_is_not_waited_for(
     two, monkeypatch, room
 ):
-    monkeypatch.setattr(_fan_out, "_BUFFER", room)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", room)
     async with trio.open_nursery() as nursery:
         outputs = Outputs(nursery, 1)
         await wait_all_tasks_blocked()
@@ -372,7 +374,7 @@ async def test_the_end_of_exports_ends_each_output_after_what_it_still_had_to_ge
 async def test_after_the_end_an_output_that_gives_up_does_not_take_the_others_along(
     two, monkeypatch, told
 ):
-    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", 1)
     async with trio.open_nursery() as nursery:
         outputs = Outputs(nursery, 2)
         await wait_all_tasks_blocked()

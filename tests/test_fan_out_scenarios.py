@@ -160,7 +160,7 @@ def play(seed: int, fan: Callable[..., Awaitable[None]] = fan_out) -> int:
     scenario = Scenario(seed)
     dice = random.Random(seed)  # noqa: S311
     with (
-        patch.object(_fan_out, "_BUFFER", dice.choice((1, 3, 200)), create=True),
+        patch.object(_fan_out, "_BUFFER_SIZE", dice.choice((1, 3, 200)), create=True),
         patch.object(_pacing, "_STEP_TIME", dice.choice((0, 1000))),
         patch.object(_fan_out, "_Feed", scenario.feed),
         patch.object(_conflating, "_CHECKED_BATCH", dice.choice((1, 500))),

@@ -271,10 +271,10 @@ async def test_of_two_targets_whose_labels_become_equal_the_first_is_shown(caplo
     ]
     first, second = caplog.messages
     assert first.endswith(
-        "labels {'a_b': '1', 'dst': 'x'}: they become those of {'a-b': '1', 'dst': 'x'}"
+        "{'a_b': '1', 'dst': 'x'}: in Prometheus, they equal {'a-b': '1', 'dst': 'x'}"
     )
     assert second.endswith(
-        "labels {'dst': 'x'}: they become those of {'dst': 'x', 'zone': ''}"
+        "labels {'dst': 'x'}: in Prometheus, they equal {'dst': 'x', 'zone': ''}"
     )
 
 
@@ -1083,7 +1083,7 @@ async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
                 pass
     assert (await get(address)).status_code == 200
     (message,) = caplog.messages
-    assert message.startswith("a connection for metrics failed: ExceptionGroup(")
+    assert message.startswith("a scraper's connection failed: ExceptionGroup(")
 
 
 @pytest.mark.parametrize("then", [b"", b"\xff" * 50], ids=["nothing", "rubbish"])

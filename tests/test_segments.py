@@ -24,7 +24,7 @@ changes = st.lists(st.tuples(keys, st.integers() | st.none()), max_size=60)
 
 @given(changes, st.integers(0, 60), st.integers(1, 4))
 def test_it_is_a_dict_and_a_snapshot_stays_as_it_was(changes, snapshot_at, size):
-    _segments._SIZE = size
+    _segments._SEGMENT_SIZE = size
     segmented, model = SegmentedDict(), {}
     snapshot, then = segmented.snapshot(), {}
     for number, (series, value) in enumerate(changes):

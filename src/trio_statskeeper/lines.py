@@ -1,16 +1,16 @@
-"""An output: each export as a line of text, to standard output or a file.
+"""An output: each export as a line of text, on standard output or in a file.
 
 Theory of operation
 ===================
 
-`write_lines` gathers a batch: the exports that wait, and those that come soon after. A
-worker thread writes their lines at once (on Trio's mock clock, the loop does). A slow disk
-holds up that thread, and whoever sends the exports, but not the loop. Making a line takes
-some 10 to 20 µs, and a pass of the keeper may have thousands, so other tasks get a turn
-after each 0.7 ms of that.
+`write_lines` gathers a batch: the exports that wait, and those that arrive soon after. A
+worker thread writes their lines at once (with Trio's mock clock, the loop writes them). A
+slow disk holds up that thread, and the sender of the exports, but not the loop. Formatting
+a line takes 10 to 20 µs, and a pass of the keeper may have thousands of lines, so a batch
+is formatted in short steps.
 
-From the receipt of an export until it is written, nothing is cancelled: no export is lost,
-and no line torn. KeyboardInterrupt, too, waits for the end of the write.
+From the receipt of an export until it is written, cancellation is deferred: no export is
+lost, and no line is torn. KeyboardInterrupt is deferred to the end of the write, too.
 
 A file that can't be written is an outage, not an error. Until it is over, exports are
 still received, and a `ConflatingQueue` keeps the newest one of each target. The file is
@@ -37,15 +37,15 @@ from ._threads import call_in_thread, finish_in_thread
 
 __all__ = ["from_json", "to_json", "write_lines"]
 
-# Characters of a batch that is complete, whatever else waits: some hundred lines.
+# Characters after which a batch is complete: some hundred lines.
 _BATCH_SIZE = 2**17
 
-# Seconds for which a batch waits for more. A pass comes in many turns of the scheduler if
-# the channel has no buffer. In a busy loop these are long, and each write takes some, too.
-# Readers of the lines don't notice.
+# Seconds for which a batch waits for further exports. If the channel has no buffer, a pass
+# arrives in many turns of the scheduler. In a busy loop, these are long, and each write
+# takes several, too.
 _LINGER = 0.05
 
-# Exports that are put aside between two checkpoints.
+# Exports that are kept between two checkpoints during an outage.
 _KEPT_BATCH = 100
 
 
@@ -61,22 +61,22 @@ async def write_lines(
 
         nursery.start_soon(write_lines, exports, "metrics.log")
 
-    A file is appended. It is opened again when its path leads to another file or to none:
-    it was rotated away. What is waiting is written together, in a worker thread. When this
-    is cancelled, the write in progress is finished first, however long it takes.
+    Lines are appended to a file. After a rotation, when its path leads to another file or
+    to none, the file is opened again. Exports that wait are written together, in a worker
+    thread. When cancelled, `write_lines` finishes the write in progress first, however long
+    that takes.
 
     If a file can't be written (the disk is full, the directory was removed), that is logged
-    once, and tried again after 1, 2, 4 ... 30 seconds. Meanwhile, the newest export of each
-    target is kept. The recovery is logged with the number of exports that were lost: newer
-    ones replaced them, or their targets have not come for three export intervals. When
-    `exports` ends during an outage, or this is cancelled, there is one last attempt.
+    once, and retried after 1, 2, 4 ... 30 seconds. Meanwhile, the newest export of each
+    target is kept. The recovery is logged with the number of lost exports: those replaced
+    by newer ones, and those of targets without an export for three export intervals. When
+    `exports` ends during an outage, or `write_lines` is cancelled, there is a last attempt.
 
     Args:
       exports: what to write. Closed on return.
       path: the file; None for standard output, which is `sys.stdout` at each write.
-      json: whether to write JSON, which `from_json` reads back, instead of cloudprober's
-        lines.
-      task_status: for `nursery.start`, told when the file is open.
+      json: whether to write JSON, for `from_json`, instead of cloudprober's lines.
+      task_status: for `nursery.start`: started when the file is open.
 
     Raises:
       OSError: if the file can't be opened at the start, or standard output can't be
@@ -84,7 +84,7 @@ async def write_lines(
         closed, at any time, it is a BrokenPipeError.
     """
     line = to_json if json else str
-    # One of its own: others may fill Trio's with threads that never end.
+    # Not Trio's default limiter: other threads may hold all of its tokens.
     limiter = trio.CapacityLimiter(1)
     with exports:
         if path is None:
@@ -93,20 +93,20 @@ async def write_lines(
             return
         file = AppendedFile(Path(path))
         try:
-            # A FIFO opens when somebody reads it: that must not keep this from ending.
+            # Opening a FIFO blocks until it has a reader, so it must be cancellable.
             await call_in_thread(file.open, limiter, abandon_on_cancel=True)
             task_status.started()
             await _Writer(exports, line, file.append, str(path), limiter).run()
         finally:
             file.closed = True
-            # If it is still being opened, that thread closes it. It has the only token.
+            # If it is still being opened, that thread closes it; it has the only token.
             if file.file is not None:
                 await finish_in_thread(file.close, limiter)  # noqa: ASYNC102  # it is shielded
 
 
 @attrs.define(eq=False)
 class _Batch:
-    """Exports whose lines are written at once."""
+    """Exports whose lines are written together."""
 
     line: Callable[[EventMetrics], str]
     exports: list[EventMetrics] = attrs.field(init=False, factory=list[EventMetrics])
@@ -115,7 +115,7 @@ class _Batch:
     _step: Step = attrs.field(init=False, factory=Step)
 
     async def add(self, export: EventMetrics) -> None:  # noqa: ASYNC910  # once per step
-        """Make the line of `export`; nothing is cancelled meanwhile."""
+        """Format the line of `export`, shielded from cancellation."""
         self.lines.append(f"{self.line(export)}\n")
         self.exports.append(export)
         self.size += len(self.lines[-1])
@@ -126,12 +126,12 @@ class _Batch:
 
 @attrs.define(eq=False)
 class _Writer:
-    """Writes what comes from a channel."""
+    """Writes the exports of a channel."""
 
     exports: trio.MemoryReceiveChannel[EventMetrics]
     line: Callable[[EventMetrics], str]
     write: Callable[[str], WriteFailure | None]
-    """Called in a thread; what it raises ends it all."""
+    """Called in a thread; `run` raises what it raises."""
     name: str
     limiter: trio.CapacityLimiter
     outage: Outage | None = attrs.field(init=False, default=None)
@@ -156,7 +156,7 @@ class _Writer:
                         outage.log_end()
 
     async def _gather(self, batch: _Batch) -> None:
-        """Wait for an export; add it, those that wait behind it, and those to come soon."""
+        """Wait for an export; add it, and those that arrive within the linger time."""
         await batch.add(await self.exports.receive())
         linger_ends = trio.current_time() + _LINGER
         while batch.size < _BATCH_SIZE:
@@ -169,16 +169,16 @@ class _Writer:
                     return
 
     async def _keep_newest(self, outage: Outage) -> None:
-        """Receive until it is time to try again."""
+        """Receive exports until the next attempt is due."""
         with trio.move_on_at(outage.retry_at):
             while True:
                 outage.keep(await receive_batch(self.exports, _KEPT_BATCH))
 
     async def _retry(self, outage: Outage) -> None:  # noqa: ASYNC910  # it waits
-        """Write what was kept, until that fails or all of it is written."""
+        """Write what was kept, until a write fails or all is written."""
 
         async def take(batch: _Batch) -> None:
-            await outage.kept.wait()  # this drops what is stale; the last never is
+            await outage.kept.wait()  # it drops stale exports; the last one never is
             for export in outage.kept.first(_KEPT_BATCH):
                 await batch.add(export)
 
@@ -186,9 +186,9 @@ class _Writer:
             pass
 
     async def _write_batch(self, fill: Callable[[_Batch], Awaitable[None]]) -> bool:
-        """Have a batch filled and write it; return whether that worked.
+        """Have a batch filled, and write it; return whether it was written.
 
-        If `fill` raises or is cancelled, what it has added is written nevertheless.
+        If `fill` raises an exception or is cancelled, what it has added is still written.
         """
         batch = _Batch(self.line)
         try:
@@ -208,13 +208,13 @@ class _Writer:
         try:
             await finish_in_thread(write, self.limiter)
         finally:
-            # KeyboardInterrupt may be raised though this was written.
+            # KeyboardInterrupt may be raised even if the batch was written.
             for failure in failures:
                 self._settle(batch, failure)
         return failures == [None]
 
     def _settle(self, batch: _Batch, failure: WriteFailure | None) -> None:
-        """Take note of what was written of `batch`."""
+        """Note what was written of `batch`."""
         if self.outage is None:
             if failure is None:
                 return

@@ -29,7 +29,7 @@ from trio_statskeeper._values import Gauge
 from ._page import Page
 from ._server import Blocks, Server, listen
 
-# Seconds for which a scrape waits until what has arrived is rendered.
+# Seconds for which a scrape waits until all exports that arrived are rendered.
 _RENDERING_TIMEOUT = 1.0
 
 _LAST_EXPORT = "last_export_timestamp_seconds"
@@ -47,7 +47,7 @@ def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
 
 @attrs.define(eq=False)
 class _Listening:
-    """What changes as an exporter with a port runs."""
+    """The state of an exporter with a port."""
 
     busy: bool = False
     address: tuple[str, int] | None = None
@@ -58,43 +58,44 @@ class _Listening:
 class PrometheusExporter(Collector):
     """Hold the newest export of each target for Prometheus.
 
-    With a port, it answers scrapes at `http://HOST:PORT/metrics` while it runs:
+    With a port, the exporter answers scrapes at `http://HOST:PORT/metrics` while it runs:
 
         prometheus = PrometheusExporter(9464, statistics_of=[keeper, prober])
         async with open_outputs(prometheus.run) as exports:
             ...
 
-    With or without, it is a collector: `registry.register(prometheus)` adds the totals to a
-    registry of `prometheus_client` that something else serves.
+    With or without a port, it is a collector: `registry.register(prometheus)` adds the
+    totals to a `prometheus_client` registry, for another server.
 
     A metric `success` is exported as `probe_success_total`, `resp-code` as
     `probe_resp_code_total` with one more label, `latency` in seconds as
-    `probe_latency_seconds`, a string as a label of an info metric. If two metrics would
-    have one name, or one has values of two kinds, the first alone is exported, and that is
-    logged. A target that has not come for three of its export intervals is gone.
+    `probe_latency_seconds`, and a string as a label of an info metric. If two metrics would
+    have the same name, or one metric has values of two kinds, only the first is exported,
+    and the other is logged. A target becomes stale, and is dropped, after three of its
+    export intervals without an export.
 
     Raises:
       TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
-        something that is neither keeper nor prober.
-      ValueError: if `port` is not from 0 to 65535, or the statistics of two could not be
-        told apart.
+        an item that is neither a keeper nor a prober.
+      ValueError: if `port` is not from 0 to 65535, or two items of `statistics_of` have the
+        same labels.
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
-    """Where `run` listens. 0: any port that is free. None: it does not listen."""
+    """Where `run` listens. 0: on any free port. None: `run` does not listen."""
 
     host: str = attrs.field(
         default="127.0.0.1", validator=attrs.validators.instance_of(str)
     )
-    """A name or address of this machine. Who can reach it can read all labels."""
+    """A name or address of this machine. All labels are readable there."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
     )
-    """Keepers and probers whose own statistics are exported, too: `statskeeper_…`."""
+    """Keepers and probers whose own statistics are exported, too, as `statskeeper_…`."""
 
     created: bool = attrs.field(default=False, kw_only=True)
-    """Whether `…_created` tells when each counter and histogram began at zero."""
+    """Whether `…_created` samples say when each counter and histogram began at zero."""
 
     _page: Page = attrs.field(
         init=False,
@@ -106,7 +107,7 @@ class PrometheusExporter(Collector):
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """The host and port where it listens now, or None."""
+        """The host and port where `run` listens now, or None."""
         return self._listening.address
 
     @trio.lowlevel.enable_ki_protection
@@ -116,18 +117,18 @@ class PrometheusExporter(Collector):
         *,
         task_status: trio.TaskStatus[tuple[str, int] | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Take what keepers export, and answer scrapes, until `exports` ends.
+        """Receive exports and answer scrapes until `exports` ends.
 
-        Answers in progress are finished then, for two seconds at most. Without a port,
-        several may run at once. With one, several keepers share one channel by clones.
+        Then, answers in progress have two seconds to finish. Without a port, several runs
+        can be active at once. With a port, let several keepers share clones of one channel.
 
         Args:
           exports: what a keeper sends. Closed on return.
-          task_status: for `nursery.start`, told the address where it listens, or None.
+          task_status: for `nursery.start`, which returns the address, or None.
 
         Raises:
-          OSError: if it can't listen there.
-          trio.BusyResourceError: if it listens already; `exports` is not closed then.
+          OSError: if it can't listen on the port.
+          trio.BusyResourceError: if it is already listening; `exports` is not closed then.
         """
         listening = self._listening
         if self.port is None:
@@ -180,23 +181,23 @@ class PrometheusExporter(Collector):
         pages: tuple[Page, ...] = (page,)
         for self_pages in self._self_pages():
             pages = page, *self_pages
-            if step.is_half_over:  # the next page may take as long again
+            if step.is_half_over:  # the next page may take as long
                 await step.pause()
         return chain.from_iterable(page.text() for page in pages)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics, for a registry of `prometheus_client`; from any thread."""
+        """Yield all metrics, for a `prometheus_client` registry; from any thread."""
         *_, self_pages = self._self_pages()
         for page in (self._page, *self_pages):
             yield from page.metrics()
 
     def describe(self) -> list[Metric]:
-        """Return nothing: what there is to export is known only when it comes."""
+        """Return nothing: metrics are not known before they are exported."""
         return []
 
     def _self_pages(self) -> Iterator[tuple[Page, ...]]:
-        """Fill the pages on keepers and probers; no step of the iterator is long."""
-        # A keeper and its prober have the same labels, and so need pages of their own.
+        """Fill the pages on keepers and probers, in short steps of the iterator."""
+        # A keeper and its prober have the same labels, so they need separate pages.
         keepers = Page(PREFIX, self.created, HELP)
         probers = Page(PREFIX, self.created, HELP)
         last_exports = Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})

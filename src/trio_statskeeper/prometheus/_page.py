@@ -1,4 +1,4 @@
-"""What there is to scrape."""
+"""What there is to scrape: the newest export of each target, rendered."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ from ._text_format import block, heading, label_pairs, lines
 
 @attrs.define(eq=False)
 class _Keeper:
-    """What is known of the keeper that exports come from, told by ptype and probe."""
+    """The keeper of some exports, identified by their ptype and probe."""
 
     timestamp: float = -math.inf
-    """That of its newest pass."""
+    """The timestamp of its newest pass."""
     arrived: float = -math.inf
-    """When its newest export came, in seconds of Trio's clock."""
+    """When its newest export arrived, in seconds of Trio's clock."""
     arrived_at: float = 0.0
-    """The same in Unix time."""
+    """The same instant in Unix seconds."""
     _began: deque[float] = attrs.field(init=False, factory=partial(deque[float], maxlen=3))
-    """When its newest passes began to come."""
+    """When the first exports of its newest passes arrived."""
 
-    def note(self, export: EventMetrics, now: float) -> None:
+    def note_arrival(self, export: EventMetrics, now: float) -> None:
         if export.timestamp > self.timestamp:
             self.timestamp = export.timestamp
             self._began.append(now)
         self.arrived = now
         self.arrived_at = time.time()
 
-    def has_left_out(self, arrived: float) -> bool:
-        """Return whether two whole passes came without a target that `arrived` then."""
+    def has_skipped(self, arrived: float) -> bool:
+        """Return whether two passes were complete without a target that `arrived` then."""
         return len(self._began) == 3 and arrived < self._began[0]
 
 
 @attrs.define(eq=False)
 class _Target:
-    """A target as it was rendered last."""
+    """A target whose newest export was rendered."""
 
     metrics: list[tuple[Family, Value]]
     labels: dict[str, str]
-    """As Prometheus has them."""
+    """As Prometheus allows them."""
     exported_labels: Mapping[str, str]
     """As the export has them."""
     start_timestamp: float
     keeper: _Keeper
     arrived: float
-    """When it came, in seconds of Trio's clock."""
+    """When its export arrived, in seconds of Trio's clock."""
     lifetime: float
-    """Seconds after which it is gone unless it comes again, or passes take long."""
+    """Seconds from the arrival until it is stale, unless passes take longer."""
     stale_at: float
-    """When it is gone unless it comes again, in seconds of Trio's clock."""
+    """When it becomes stale without a newer export, in seconds of Trio's clock."""
 
     @property
     def families(self) -> list[Family]:
@@ -74,7 +74,10 @@ class _Target:
 
 @attrs.define(eq=False)
 class Page:
-    """What there is to scrape."""
+    """What there is to scrape.
+
+    Exports wait in `waiting` until they are rendered, one by one.
+    """
 
     _prefix: str
     _created: bool
@@ -82,8 +85,8 @@ class Page:
     _targets: SegmentedDict[_Target] = attrs.field(
         init=False, factory=SegmentedDict[_Target]
     )
-    # By family, for a page must have its samples together, and whether they are those that
-    # tell when it was created: in this format, these are a family of their own.
+    # By family, because the samples of a family must be adjacent, and by whether they are
+    # its `_created` samples, which are a family of their own in the text format.
     _blocks: dict[tuple[Family, bool], SegmentedDict[bytes]] = attrs.field(
         init=False, factory=dict[tuple[Family, bool], SegmentedDict[bytes]]
     )
@@ -98,16 +101,16 @@ class Page:
     keepers: dict[tuple[str, str], _Keeper] = attrs.field(
         init=False, factory=dict[tuple[str, str], _Keeper]
     )
-    # The newest exports that are to be rendered, by their labels, and when they came.
+    # The newest exports to be rendered, by their labels, and when they arrived.
     waiting: OrderedDict[Series, tuple[EventMetrics, float]] = attrs.field(
         init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
     )
-    # Targets that are to be looked at, whether they are gone: the rest of a segment.
-    _looked_at: Iterator[tuple[Series, _Target]] = attrs.field(init=False, default=iter(()))
+    # The rest of a segment whose targets are being checked for staleness.
+    _unchecked: Iterator[tuple[Series, _Target]] = attrs.field(init=False, default=iter(()))
     _segment: int = attrs.field(init=False, default=0)
 
     def use(self, clock: trio.abc.Clock) -> None:
-        """Take the time from `clock`; what came by another one is gone."""
+        """Use `clock`; what arrived by another clock is dropped."""
         if clock is not self._clock:
             self._clock = clock
             self._targets = SegmentedDict()
@@ -117,13 +120,13 @@ class Page:
 
     @property
     def _now(self) -> float:
-        # The statistics of keepers and probers are never gone.
+        # Pages without a clock, of statistics, never become stale.
         return 0.0 if self._clock is None else self._clock.current_time()
 
     def put(self, export: EventMetrics) -> None:
-        """Have `export` rendered; until then, what was rendered of its target stays."""
+        """Add an export to be rendered; its target's last one is shown until then."""
         now = self._now
-        self._keeper_of(export).note(export, now)
+        self._keeper_of(export).note_arrival(export, now)
         self.waiting[frozenset(export.labels.items())] = export, now
 
     def _keeper_of(self, export: EventMetrics) -> _Keeper:
@@ -132,14 +135,14 @@ class Page:
             self.keepers[key] = _Keeper()
         return self.keepers[key]
 
-    async def render(self, step: Step) -> None:  # noqa: ASYNC910  # few take no turn
-        """Render what waits."""
+    async def render(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
+        """Render all exports that wait."""
         while self.waiting:
             self.render_first()
             await step.pause_if_over()
 
     def render_first(self) -> None:
-        """Render the export that waits longest, in place of the target's last one."""
+        """Render the export that has waited longest; it replaces the target's last one."""
         _, (export, arrived) = self.waiting.popitem(last=False)
         resolved = self._families.resolve(export, arrived)
         labels = resolved.labels
@@ -158,7 +161,7 @@ class Page:
         if last is not None:
             if last.exported_labels != export.labels and last.stale_at > arrived:
                 self._families.log_skipped(
-                    f"labels {quote(dict(export.labels))}: they become those of "
+                    f"labels {quote(dict(export.labels))}: in Prometheus, they equal "
                     f"{quote(dict(last.exported_labels))}"
                 )
                 return
@@ -186,17 +189,17 @@ class Page:
             self._blocks[key].set(series, rendered)
 
     def _drop_stale_amortized(self, now: float) -> None:
-        """Look at two targets for each that is rendered: at all, again and again."""
+        """Check two targets for each one that is rendered, in a cycle."""
         for _ in range(2):
-            looked_at = next(self._looked_at, None)
-            if looked_at is None:
-                self._looked_at = iter(self._targets.segment(self._segment))
+            unchecked = next(self._unchecked, None)
+            if unchecked is None:
+                self._unchecked = iter(self._targets.segment(self._segment))
                 self._segment += 1
             else:
-                self._drop_if_stale(*looked_at, now)
+                self._drop_if_stale(*unchecked, now)
 
-    async def drop_stale(self, step: Step) -> None:  # noqa: ASYNC910  # few take no turn
-        """Drop the targets that are gone."""
+    async def drop_stale(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
+        """Drop all stale targets."""
         now = self._now
         for segment in self._targets.snapshot():
             for series, target in segment.items():
@@ -213,11 +216,11 @@ class Page:
         keeper = target.keeper
         waiting = self.waiting.get(frozenset(target.exported_labels.items()))
         if waiting is not None:
-            # It has come again, though it is not rendered yet.
+            # A newer export has arrived, but is not rendered yet.
             target.arrived = waiting[1]
             target.stale_at = stale_at(*waiting)
-        if target.stale_at <= now and not keeper.has_left_out(target.arrived):
-            # In a busy loop, passes may take longer than intervals, up to twice as long.
+        if target.stale_at <= now and not keeper.has_skipped(target.arrived):
+            # In a busy loop, a pass may take up to twice its interval.
             newest = min(keeper.arrived, target.arrived + target.lifetime)
             target.stale_at = newest + target.lifetime
         if target.stale_at <= now:
@@ -239,15 +242,15 @@ class Page:
                 del self._blocks[family, created]
 
     def text(self) -> Iterator[Iterable[bytes]]:
-        """Yield the text of a scrape, as it was at the first step; the steps are short.
+        """Yield the text of a scrape in short steps, as of the first step.
 
-        A target's metrics are of one export, whatever comes meanwhile.
+        All metrics of a target are of the same export, whatever arrives meanwhile.
         """
         now = self._now
         families = [
             (key, blocks.snapshot())
             for key, blocks in self._blocks.items()
-            if key[0].used_until > now  # what is just gone may have another's name
+            if key[0].used_until > now  # a stale one may share its name with a newer one
         ]
         for key, segments in families:
             yield [heading(*key)]
@@ -255,7 +258,7 @@ class Page:
                 yield segment.values()
 
     def metrics(self) -> Iterable[Metric]:
-        """Return the same for `prometheus_client`; from any thread."""
+        """Return the metrics for `prometheus_client`; can be called from any thread."""
         metrics: dict[Family, Metric] = {}
         targets = self._targets.values()
         now = self._now
@@ -267,7 +270,7 @@ class Page:
                 if self._created and family.is_cumulative:
                     found += created_samples(value, target.start_timestamp)
                 if isinstance(value, Map):
-                    # OpenMetrics wants those of each key together.
+                    # In OpenMetrics, the samples of each key are adjacent.
                     found.sort(key=lambda sample: sample[1] or "")
                 for suffix, text, number in found:
                     if family not in metrics:

@@ -44,7 +44,7 @@ _PATHS = ("/", "/metrics")
 
 _Args = TypeVarTuple("_Args")
 
-# What is served: blocks of text, in iterables that take a short step each to prepare.
+# The text of a scrape: each iterable of blocks is prepared in a short step.
 Blocks: TypeAlias = Iterator[Iterable[bytes]]
 
 _Message: TypeAlias = Mapping[str, Any]
@@ -67,13 +67,13 @@ async def listen(host: str, port: int) -> list[trio.SocketListener]:
     try:
         limiter = trio.CapacityLimiter(1)
         addresses = await addresses_of(host, limiter, f"looking up {host}")
-        # A port that is free may be another for each address.
+        # A free port may be different for each address.
         return await _open_listeners(addresses, port, at_most=1 if port == 0 else None)
     except OSError as error:
         raise OSError(
             error.errno, f"can't listen on {host}:{port}: {error.strerror}"
         ) from None
-    except UnicodeError as error:  # what can't be the name of a host at all
+    except UnicodeError as error:  # not a valid host name
         raise OSError(f"can't listen on {host}:{port}: {error}") from None
 
 
@@ -86,7 +86,7 @@ async def _open_listeners(
             try:
                 opened = await trio.open_tcp_listeners(port, host=address)
             except OSError as error:
-                # Of IPv4 and IPv6, the system may have only one.
+                # The system may support only one of IPv4 and IPv6.
                 if error.errno != errno.EAFNOSUPPORT or (
                     address == addresses[-1] and not listeners
                 ):
@@ -192,7 +192,7 @@ class Server:
             error = cast("BaseException | None", group.split(trio.Cancelled)[1])
             if not isinstance(error, Exception):
                 raise
-            logger.warning("a connection for metrics failed: %r", error)
+            logger.warning("a scraper's connection failed: %r", error)
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             self._streams.discard(stream)
@@ -248,10 +248,10 @@ class _Config(Config):
 
     include_server_header = False
     errorlog = logger.logger
-    # Seconds for a first request, and until the next.
+    # Seconds to wait for the first request, and for the next.
     keep_alive_timeout = 5.0
-    # Seconds in which nothing comes from the client, as while it reads a long answer. A
-    # client that announces HTTP/2, but requests nothing, meets no other limit.
+    # Seconds without data from the client, such as while it reads a long answer. For a
+    # client that announces HTTP/2, but requests nothing, there is no other limit.
     read_timeout = 300
 
 
@@ -259,8 +259,8 @@ class _Config(Config):
 class _ProtectedNursery:
     """Starts tasks for `trio.serve_listeners`, whose own tasks are not protected.
 
-    A Ctrl-C within `Nursery.start_soon` would leave half a task behind: a nursery that
-    waits for it never ends.
+    A Ctrl-C within `Nursery.start_soon` leaves half a task behind: the nursery would wait
+    for it without end.
     """
 
     nursery: trio.Nursery
@@ -272,8 +272,8 @@ class _ProtectedNursery:
         self.nursery.start_soon(function, *args)
 
 
-# The tasks in which Hypercorn starts others; the names are its own. Of the second, which it
-# makes each time, all share the code that is marked.
+# Protects the tasks in which Hypercorn starts others. The second function is created each
+# time, with the same code object, which has the mark.
 trio.lowlevel.enable_ki_protection(cast("Any", task_group)._handle)  # noqa: SLF001
 trio.lowlevel.enable_ki_protection(
     cast("Any", worker_context)._cancel_wrapper(trio.sleep_forever)  # noqa: SLF001

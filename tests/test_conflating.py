@@ -19,7 +19,7 @@ def waiting(queue: ConflatingQueue) -> list[tuple[str, int]]:
     return found
 
 
-async def test_a_newer_export_takes_the_place_of_the_older_one(autojump_clock):
+async def test_a_newer_export_replaces_the_older_one_in_its_place(autojump_clock):
     queue = ConflatingQueue()
     for each in (export("a", 1), export("b", 1), export("a", 2)):
         queue.put(each)
@@ -27,7 +27,7 @@ async def test_a_newer_export_takes_the_place_of_the_older_one(autojump_clock):
     assert [e.labels["dst"] for e in queue.first(1)] == ["a"]
 
 
-async def test_what_is_done_waits_no_more(autojump_clock):
+async def test_an_export_that_is_done_is_removed(autojump_clock):
     queue = ConflatingQueue()
     queue.put(export("a", 1))
     queue.put(export("b", 1))
@@ -35,7 +35,7 @@ async def test_what_is_done_waits_no_more(autojump_clock):
     assert waiting(queue) == [("b", 1)]
 
 
-async def test_what_replaced_an_export_under_way_waits_at_the_end(autojump_clock):
+async def test_an_export_that_replaced_one_in_flight_moves_to_the_end(autojump_clock):
     queue = ConflatingQueue()
     queue.put(export("a", 1))
     queue.put(export("b", 1))
@@ -45,7 +45,7 @@ async def test_what_replaced_an_export_under_way_waits_at_the_end(autojump_clock
     assert waiting(queue) == [("b", 1), ("a", 2)]
 
 
-async def test_an_export_under_way_that_is_dropped_meanwhile_is_done_without_harm(
+async def test_an_export_in_flight_may_be_dropped_before_it_is_done(
     autojump_clock,
 ):
     queue = ConflatingQueue()
@@ -70,7 +70,7 @@ async def test_a_target_is_stale_after_three_of_its_own_intervals(autojump_clock
     assert waiting(queue) == [("a", 2)]
 
 
-async def test_what_is_stale_is_dropped_in_time_whatever_its_interval(autojump_clock):
+async def test_stale_exports_are_dropped_whatever_the_intervals_of_others(autojump_clock):
     queue = ConflatingQueue()
     queue.put(export("long", 1, interval=1000))
     for number in range(5):
@@ -81,7 +81,7 @@ async def test_what_is_stale_is_dropped_in_time_whatever_its_interval(autojump_c
     assert len(queue) == 2
 
 
-async def test_before_the_next_export_is_taken_stale_ones_are_dropped(
+async def test_waiting_drops_stale_exports(
     autojump_clock,
 ):
     queue = ConflatingQueue()
@@ -94,7 +94,7 @@ async def test_before_the_next_export_is_taken_stale_ones_are_dropped(
     assert waiting(queue) == [("a", 1)]
 
 
-async def test_an_export_is_waited_for_even_if_what_waits_already_is_stale(autojump_clock):
+async def test_stale_exports_do_not_end_the_waiting(autojump_clock):
     queue = ConflatingQueue()
     queue.put(export("newer", 1))
     for number in range(10):
@@ -108,7 +108,7 @@ async def test_an_export_is_waited_for_even_if_what_waits_already_is_stale(autoj
     assert waited.cancelled_caught
 
 
-async def test_waiting_ends_when_an_export_comes_or_no_more_come(nursery):
+async def test_waiting_ends_when_an_export_arrives_or_the_queue_ends(nursery):
     queue = ConflatingQueue()
     ended = []
 
@@ -127,7 +127,7 @@ async def test_waiting_ends_when_an_export_comes_or_no_more_come(nursery):
         ended.clear()
 
 
-async def test_what_waits_already_is_not_waited_for():
+async def test_waiting_ends_at_once_if_the_queue_has_an_export():
     queue = ConflatingQueue()
     queue.put(export("a", 1))
     await queue.wait()

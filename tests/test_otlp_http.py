@@ -41,7 +41,7 @@ class Sockets(httpcore2.AsyncNetworkBackend):
         ({"a": 5}, "aaaa", 10.25),
     ],
 )
-async def test_one_address_after_the_other_is_tried_with_ever_more_patience(
+async def test_addresses_are_tried_in_turn_with_growing_timeouts(
     after, tried, elapsed, autojump_clock, monkeypatch
 ):
     async def look_up(*_: object) -> list[str]:
@@ -69,7 +69,7 @@ async def test_an_address_is_not_looked_up():
     assert await _Network(sockets).connect_tcp("::1", 4318) == "::1"
 
 
-async def test_a_name_without_address_is_named(monkeypatch):
+async def test_a_failed_lookup_names_the_host(monkeypatch):
     def look_up(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

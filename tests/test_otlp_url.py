@@ -43,7 +43,7 @@ def proxy_of(endpoint: str) -> tuple[bytes, bytes, int | None] | None:
         ("HTTP_PROXY", "http://proxy..test:3128"),
     ],
 )
-def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, value):
+def test_an_invalid_proxy_is_refused_at_the_start(environment, name, value):
     environment(**{name: value})
     with pytest.raises(
         ValueError, match="must be the URL of an HTTP proxy, like"
@@ -53,7 +53,7 @@ def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, 
     assert "s3" not in str(raised.value)
 
 
-def test_a_proxy_of_the_system_has_a_name_too(environment, monkeypatch):
+def test_a_proxy_of_the_operating_system_is_named_in_the_error(environment, monkeypatch):
     monkeypatch.setattr(_url, "getproxies", lambda: {"http": "socks://proxy"})
     with pytest.raises(ValueError, match=r"^http proxy must be the URL of an HTTP proxy"):
         OTLPExporter("http://collector:4318")
@@ -62,7 +62,7 @@ def test_a_proxy_of_the_system_has_a_name_too(environment, monkeypatch):
 @pytest.mark.parametrize(
     "host", ["localhost", "otel.localhost", "127.0.0.1", "127.8.0.1", "[::1]"]
 )
-def test_loopback_needs_no_proxy_and_no_sense_in_its_settings(environment, host):
+def test_loopback_ignores_proxies_even_invalid_ones(environment, host):
     environment(ALL_PROXY="socks5://proxy", HTTP_PROXY="http://proxy:port")
     assert proxy_of(f"http://{host}:4318") is None
 
@@ -73,7 +73,7 @@ def test_the_proxy_for_the_scheme_is_preferred_to_that_for_all(environment):
     assert proxy_of("http://collector") == (b"http", b"other", None)
 
 
-def test_a_proxy_may_want_a_password(environment):
+def test_a_proxy_may_need_a_password(environment):
     environment(HTTP_PROXY="https://me:p%C3%A4ss@proxy")
     proxy = OTLPExporter("http://collector")._proxy
     assert proxy.url.scheme == b"https"
@@ -95,12 +95,12 @@ def test_a_proxy_may_want_a_password(environment):
         ("http://[fd00::1]:4318", "[fd00::1]"),
     ],
 )
-def test_what_no_proxy_lists_needs_no_proxy(environment, endpoint, no_proxy):
+def test_hosts_in_no_proxy_need_no_proxy(environment, endpoint, no_proxy):
     environment(ALL_PROXY="socks5://proxy", NO_PROXY=no_proxy)
     assert proxy_of(endpoint) is None
 
 
-def test_what_no_proxy_does_not_list_needs_one(environment):
+def test_other_hosts_than_those_in_no_proxy_need_one(environment):
     environment(ALL_PROXY="http://proxy", NO_PROXY="10.0.0.0/8,collect,example.com")
     for host in ("collector", "11.0.0.1", "[fd00::1]", "myexample.com"):
         assert proxy_of(f"http://{host}") == (b"http", b"proxy", None)

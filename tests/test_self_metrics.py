@@ -54,7 +54,7 @@ async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock
     }
 
 
-def test_reasons_that_have_not_occurred_are_there_with_zero():
+def test_reasons_that_have_not_occurred_are_zero():
     # What an alert waits for is an increase.
     assert self_metrics(make_keeper()).metrics["results_rejected"] == Map(
         "reason",
@@ -96,14 +96,14 @@ def test_the_statistics_of_a_keepers_prober_have_the_labels_of_the_keepers():
     assert validate_observed([keeper, prober]) == (keeper, prober)
 
 
-def test_they_count_from_when_nothing_was_counted():
+def test_they_count_from_the_import():
     before = time.time()
     export = self_metrics(make_keeper())
     assert 0 < export.start_timestamp <= before <= export.timestamp <= time.time()
 
 
 @pytest.mark.parametrize("of", [make_keeper(), make_prober()])
-def test_their_timestamps_increase_though_the_clock_goes_back(of, monkeypatch):
+def test_their_timestamps_increase_even_if_the_clock_goes_back(of, monkeypatch):
     now = time.time() + 1
     timestamps = []
     for reading in (0, now, now, now - 7200, now + 1):
@@ -115,14 +115,14 @@ def test_their_timestamps_increase_though_the_clock_goes_back(of, monkeypatch):
 
 
 @pytest.mark.parametrize("of", [make_keeper(), make_prober()])
-def test_each_metric_has_a_help_text_and_a_name_of_its_own(of):
+def test_each_metric_has_a_help_text_and_a_unique_name(of):
     export = self_metrics(of)
     assert export.metrics.keys() <= HELP.keys()
     resolved = Families("statskeeper_", HELP).resolve(export, 0)
     assert [family.key[0] for family, _ in resolved.metrics] == [*export.metrics]
 
 
-def test_there_is_no_help_text_for_what_is_not_there():
+def test_each_help_text_belongs_to_a_metric():
     keeper = {field.name for field in attrs.fields(KeeperStatistics)}
     prober = {f"prober_{field.name}" for field in attrs.fields(ProberStatistics)}
     assert {name.removesuffix("_seconds") for name in HELP} == keeper | prober
@@ -141,13 +141,13 @@ def test_keepers_and_probers_of_different_names_can_be_told_apart():
         ([make_prober(), make_prober()], "two Probers called ''"),
     ],
 )
-def test_those_that_cannot_be_told_apart_are_refused(of, message):
+def test_those_with_equal_labels_are_refused(of, message):
     with pytest.raises(
         ValueError, match=f"the statistics of {message} can't be told apart"
     ):
         validate_observed(of)
 
 
-def test_what_is_neither_keeper_nor_prober_is_refused():
+def test_anything_else_than_a_keeper_or_prober_is_refused():
     with pytest.raises(TypeError, match="must be keepers and probers, got 'keeper'"):
         validate_observed(["keeper"])

@@ -31,13 +31,13 @@ from trio_statskeeper import (
     ProbeResult,
     StatsKeeper,
     Value,
+    _conflating,
     _expiry,
     _exported_targets,
     _fan_out,
     _keeper_run,
     _listing,
-    _newest,
-    _otlp_delivery,
+    _pacing,
     _runs,
     _sending,
     _wakeups,
@@ -45,10 +45,9 @@ from trio_statskeeper import (
     lines,
     open_keeper,
     open_outputs,
-    prometheus,
 )
 from trio_statskeeper.lines import write_lines
-from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery
 from trio_statskeeper.prometheus import PrometheusExporter
 
 
@@ -67,18 +66,16 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_sending, "_TIME_PER_STEP", 2)
     monkeypatch.setattr(_sending, "_TIME_PER_TURN", 2)
     monkeypatch.setattr(_sending, "_SENDERS", 2)
-    monkeypatch.setattr(_newest, "_STEP", 1)
-    monkeypatch.setattr(lines, "_STEP", 0)
-    monkeypatch.setattr(lines, "_AT_ONCE", 2)
+    monkeypatch.setattr(_conflating, "_CHECKED_BATCH", 1)
+    monkeypatch.setattr(lines, "_KEPT_BATCH", 2)
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
     monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
     monkeypatch.setattr(_exported_targets, "_BATCH", 1)
-    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
-    monkeypatch.setattr(_otlp_delivery, "_REMOVED_BATCH", 1)
-    monkeypatch.setattr(prometheus, "_STEP_TIME", 0)
+    monkeypatch.setattr(_delivery, "_REMOVED_BATCH", 1)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
 
 
 def channel(buffer: float = 0) -> tuple[trio.MemorySendChannel, trio.MemoryReceiveChannel]:
@@ -481,7 +478,7 @@ async def fan_out_to_one_that_is_slow_and_one_that_returns(
 
 @pytest.mark.parametrize("how", ["cancel", "crash"])
 def test_fan_out_closes_all_and_sends_nothing_old(how, monkeypatch):
-    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", 1)
     play = fan_out_to_one_that_is_slow_and_one_that_returns
     assert interrupt_everywhere(play, how) > 100
 

@@ -27,14 +27,15 @@ from trio_statskeeper import (
     Prober,
     ProbeResult,
     StatsKeeper,
+    _outage,
     fan_out,
-    lines,
     open_keeper,
     open_outputs,
 )
+from trio_statskeeper._pacing import Step
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter, _Step
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:
@@ -208,7 +209,7 @@ def totals_of(exports: Exports) -> Totals:
 
 
 def shown_by(exporter: PrometheusExporter) -> Totals:
-    trio.run(exporter._page.render, _Step())  # as a scrape does first
+    trio.run(exporter._page.render, Step())  # as a scrape does first
     return {
         sample.labels["dst"]: sample.value
         for metric in exporter.collect()
@@ -423,7 +424,7 @@ def test_ctrl_c_ends_lines_at_every_line(tmp_path):
 def test_ctrl_c_ends_an_outage_of_lines_at_every_line(tmp_path, monkeypatch):
     disk = FullDisk(tmp_path / "metrics.log", os.write)
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(_outage, "_FIRST_DELAY", 0.01)
     assert press_at_every_line(disk.make, mock_clock=False) > 50
 
 

@@ -12,7 +12,7 @@ import trio
 from helpers import all_from, channel_of, make_keeper, one, running
 from trio.testing import wait_all_tasks_blocked
 
-from trio_statskeeper import EventMetrics, _fan_out, fan_out
+from trio_statskeeper import EventMetrics, _fan_out, _pacing, fan_out
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._receiving import receive_batch
 
@@ -61,7 +61,7 @@ async def two(nursery):
     return outputs
 
 
-async def test_it_has_started_when_all_outputs_have_that_can_tell(autojump_clock, nursery):
+async def test_it_has_started_when_all_outputs_have(autojump_clock, nursery):
     async def starts_late(exports, *, task_status):  # noqa: ASYNC114
         await trio.sleep(2)
         task_status.started("a value of no interest")
@@ -105,7 +105,7 @@ async def test_an_output_that_cannot_start_keeps_fan_out_from_starting(nursery):
         await nursery.start(fan_out, exports, cannot_start)
 
 
-async def test_every_output_gets_every_export_in_order(two):
+async def test_every_output_receives_every_export_in_order(two):
     await two.listen(0, 1)
     await two.send(export("a", 1), export("b", 1), export("a", 2))
     assert two.received == [[("a", 1), ("b", 1), ("a", 2)]] * 2
@@ -134,7 +134,7 @@ async def test_a_stuck_output_delays_neither_the_sender_nor_the_others(two):
     assert len(two.received[1]) == 200
 
 
-async def test_an_output_that_comes_back_gets_the_newest_of_each_target_alone(two):
+async def test_an_output_that_lagged_receives_only_the_newest_of_each_target(two):
     await two.listen(1)
     for total in range(5):
         await two.send(export("a", total), export("b", total))
@@ -142,7 +142,7 @@ async def test_an_output_that_comes_back_gets_the_newest_of_each_target_alone(tw
     assert two.received[0] == [("a", 4), ("b", 4)]
 
 
-async def test_targets_that_differ_in_one_label_are_not_taken_for_each_other(two):
+async def test_targets_that_differ_in_one_label_are_different_series(two):
     near = EventMetrics(1, 0, {"dst": "a", "zone": "near"}, {"total": 1})
     far = EventMetrics(1, 0, {"dst": "a", "zone": "far"}, {"total": 2})
     await two.send(near, far)
@@ -150,7 +150,9 @@ async def test_targets_that_differ_in_one_label_are_not_taken_for_each_other(two
     assert two.received[0] == [("a", 1), ("a", 2)]
 
 
-async def test_each_target_gets_its_turn_when_passes_come_faster_than_they_are_taken(two):
+async def test_each_target_has_its_turn_when_passes_arrive_faster_than_they_are_received(
+    two,
+):
     receiver = two.receivers[0]
     seen = set()
     for total in range(4):
@@ -159,9 +161,7 @@ async def test_each_target_gets_its_turn_when_passes_come_faster_than_they_are_t
     assert seen == set("abcd")
 
 
-async def test_a_target_gone_for_three_intervals_is_dropped_for_a_stuck_output(
-    two, autojump_clock
-):
+async def test_a_stale_target_is_dropped_for_a_stuck_output(two, autojump_clock):
     await two.send(export("first", 1), export("gone", 1))
     await trio.sleep(30.5)
     await two.send(export("here", 2), export("here", 3))
@@ -169,7 +169,7 @@ async def test_a_target_gone_for_three_intervals_is_dropped_for_a_stuck_output(
     assert two.received[0] == [("here", 3)]
 
 
-async def test_a_target_that_goes_on_coming_is_never_dropped(two, autojump_clock):
+async def test_a_target_that_is_exported_again_is_never_dropped(two, autojump_clock):
     for total in range(10):
         await two.send(export("a", total), export("b", total))
         await trio.sleep(20)
@@ -187,7 +187,7 @@ async def test_what_a_stuck_output_holds_is_bounded_while_targets_come_and_go(
     assert len(two.received[0]) <= 4
 
 
-async def test_a_target_that_seldom_comes_keeps_no_other_that_is_gone(two, autojump_clock):
+async def test_a_target_with_a_long_interval_keeps_no_stale_ones(two, autojump_clock):
     await two.send(export("seldom", 1, interval=sys.float_info.max))
     for number in range(1000):
         await two.send(export(f"target {number}", 1, interval=1))
@@ -196,7 +196,7 @@ async def test_a_target_that_seldom_comes_keeps_no_other_that_is_gone(two, autoj
     assert len(two.received[0]) <= 5
 
 
-async def test_of_many_targets_that_are_gone_at_once_none_is_delivered(two, autojump_clock):
+async def test_many_targets_that_become_stale_at_once_are_all_dropped(two, autojump_clock):
     for number in range(2000):
         await two.exports.send(export(f"gone {number}", 1))
     await trio.sleep(30.5)
@@ -205,9 +205,7 @@ async def test_of_many_targets_that_are_gone_at_once_none_is_delivered(two, auto
     assert two.received[0] == [("here", 2)]
 
 
-async def test_an_output_that_finds_only_stale_targets_is_not_taken_for_ended(
-    two, autojump_clock
-):
+async def test_an_output_with_only_stale_targets_waits_for_more(two, autojump_clock):
     await two.send(export("here", 1))
     await two.send(*(export(f"stale {number}", 1) for number in range(10)))
     await trio.sleep(30.5)
@@ -218,7 +216,9 @@ async def test_an_output_that_finds_only_stale_targets_is_not_taken_for_ended(
 
 
 @pytest.mark.parametrize("count", [100, 1000], ids=["in the channel", "behind it, too"])
-async def test_what_gets_stale_in_the_channel_is_taken_back(two, autojump_clock, count):
+async def test_exports_that_become_stale_in_the_channel_are_taken_back(
+    two, autojump_clock, count
+):
     for number in range(count):
         await two.exports.send(export(f"stale {number}", 1))
     await trio.sleep(30.5)
@@ -241,7 +241,7 @@ def told(caplog):
     return lambda: [message.removeprefix(f"{__name__}.") for message in caplog.messages]
 
 
-async def test_an_output_that_closes_its_channel_gets_no_more_and_the_others_go_on(
+async def test_an_output_that_closes_its_channel_receives_no_more_and_the_others_continue(
     two, told
 ):
     await two.listen(1)
@@ -255,7 +255,7 @@ async def test_an_output_that_closes_its_channel_gets_no_more_and_the_others_go_
     ]
 
 
-async def test_an_output_that_takes_nothing_for_long_is_logged_and_so_is_its_recovery(
+async def test_a_stuck_output_is_logged_and_so_is_its_recovery(
     two, told, caplog, autojump_clock
 ):
     caplog.set_level("INFO")
@@ -263,13 +263,15 @@ async def test_an_output_that_takes_nothing_for_long_is_logged_and_so_is_its_rec
     for total in range(5):
         await two.send(export("a", total))
         await trio.sleep(9)
-    assert told() == ["Outputs.output: takes no exports; the newest of each target wait"]
+    assert told() == [
+        "Outputs.output: receives no exports; keeping the newest of each target"
+    ]
     await two.listen(0)
     await two.send(export("a", 5))
     assert told()[1:] == ["Outputs.output: recovered"]
 
 
-async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, told):
+async def test_an_output_that_returns_receives_no_more_and_the_others_continue(two, told):
     await two.listen(1)
     await two.send(export("a", 1))
     two.returning[0].set()
@@ -279,10 +281,10 @@ async def test_an_output_that_returns_gets_no_more_and_the_others_go_on(two, tol
 
 
 @pytest.mark.parametrize("room", [2, 200], ids=["some do not fit", "all fit"])
-async def test_an_output_that_returns_though_its_channel_has_a_clone_is_not_waited_for(
+async def test_an_output_that_returns_with_a_clone_of_its_channel_open_delays_nothing(
     two, monkeypatch, room
 ):
-    monkeypatch.setattr(_fan_out, "_BUFFER", room)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", room)
     async with trio.open_nursery() as nursery:
         outputs = Outputs(nursery, 1)
         await wait_all_tasks_blocked()
@@ -312,7 +314,7 @@ async def test_an_output_is_named_in_the_log_whatever_it_is(told):
     assert exports.statistics().open_receive_channels == 0
 
 
-async def test_when_no_output_receives_any_more_the_exports_are_closed_at_once(two):
+async def test_when_no_output_is_left_the_exports_are_closed_at_once(two):
     two.returning[0].set()
     await wait_all_tasks_blocked()
     two.receivers[1].close()
@@ -325,7 +327,7 @@ async def test_when_no_output_receives_any_more_the_exports_are_closed_at_once(t
     assert not two.nursery.child_tasks
 
 
-async def test_a_keeper_learns_that_all_outputs_have_returned(autojump_clock):
+async def test_a_keeper_ends_when_all_outputs_have_returned(autojump_clock):
     async def fail_soon(exports):
         with exports:
             await trio.sleep(2.5)
@@ -356,9 +358,7 @@ async def test_what_an_output_raises_is_raised_bare_and_ends_the_others(two):
     assert exports.statistics().open_receive_channels == 0
 
 
-async def test_the_end_of_exports_ends_each_output_after_what_it_still_had_to_get(
-    two, caplog
-):
+async def test_the_end_of_exports_ends_each_output_after_its_last_export(two, caplog):
     await two.send(export("a", 1), export("b", 1))
     two.exports.close()
     await two.listen(1)
@@ -370,10 +370,10 @@ async def test_the_end_of_exports_ends_each_output_after_what_it_still_had_to_ge
     assert caplog.messages == []
 
 
-async def test_after_the_end_an_output_that_gives_up_does_not_take_the_others_along(
+async def test_after_the_end_an_output_that_gives_up_does_not_end_the_others(
     two, monkeypatch, told
 ):
-    monkeypatch.setattr(_fan_out, "_BUFFER", 1)
+    monkeypatch.setattr(_fan_out, "_BUFFER_SIZE", 1)
     async with trio.open_nursery() as nursery:
         outputs = Outputs(nursery, 2)
         await wait_all_tasks_blocked()
@@ -386,7 +386,7 @@ async def test_after_the_end_an_output_that_gives_up_does_not_take_the_others_al
     assert told() == ["Outputs.output: returned before it had all exports; 4 are dropped"]
 
 
-async def test_cancelled_it_ends_all_channels_and_raises_a_bare_cancelled(caplog):
+async def test_when_cancelled_it_ends_all_channels_and_raises_a_bare_cancelled(caplog):
     async def at_the_end(exports):
         with trio.CancelScope(shield=True):
             received.extend([each async for each in exports])
@@ -414,7 +414,7 @@ async def test_cancelled_it_ends_all_channels_and_raises_a_bare_cancelled(caplog
     assert caplog.messages == []
 
 
-async def test_an_export_that_comes_with_an_exception_of_an_output_hides_it_not(caplog):
+async def test_an_export_that_arrives_with_an_exception_does_not_hide_it(caplog):
     async def fail(exports):
         await failing.wait()
         raise OSError("disk full")
@@ -469,7 +469,7 @@ async def test_a_pass_takes_few_scheduler_turns_however_many_targets(monkeypatch
             while True:
                 received.extend(await receive_batch(exports, 1000))
 
-    monkeypatch.setattr(_fan_out, "perf_counter", lambda: 0)
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: 0)
     received = []
     exports, receive = trio.open_memory_channel[EventMetrics](buffer)
     turns = Turns()
@@ -491,7 +491,7 @@ async def test_receiving_goes_on_in_small_steps_while_many_exports_wait(monkeypa
         await exports.receive()
         waiting.append(receive.statistics().current_buffer_used)
 
-    monkeypatch.setattr(_fan_out, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
     waiting = []
     receive = channel_of(*(export(str(number), 1) for number in range(100)))
     await fan_out(receive, take_one)

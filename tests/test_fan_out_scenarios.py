@@ -19,7 +19,7 @@ import attrs
 import trio
 from trio.testing import MockClock
 
-from trio_statskeeper import EventMetrics, _fan_out, _newest, fan_out
+from trio_statskeeper import EventMetrics, _conflating, _fan_out, _pacing, fan_out
 from trio_statskeeper._fan_out import _Feed
 
 
@@ -160,10 +160,10 @@ def play(seed: int, fan: Callable[..., Awaitable[None]] = fan_out) -> int:
     scenario = Scenario(seed)
     dice = random.Random(seed)  # noqa: S311
     with (
-        patch.object(_fan_out, "_BUFFER", dice.choice((1, 3, 200)), create=True),
-        patch.object(_fan_out, "_STEP", dice.choice((0, 1000)), create=True),
+        patch.object(_fan_out, "_BUFFER_SIZE", dice.choice((1, 3, 200)), create=True),
+        patch.object(_pacing, "_STEP_TIME", dice.choice((0, 1000))),
         patch.object(_fan_out, "_Feed", scenario.feed),
-        patch.object(_newest, "_STEP", dice.choice((1, 500))),
+        patch.object(_conflating, "_CHECKED_BATCH", dice.choice((1, 500))),
         patch.object(logging.getLogger("trio_statskeeper"), "disabled", True),
     ):
         trio.run(scenario.main, fan, clock=MockClock(autojump_threshold=0))

@@ -22,9 +22,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from trio_statskeeper import Distribution, Endpoint, EventMetrics, Gauge, Map, parse_value
-from trio_statskeeper._families import Families
-from trio_statskeeper._otlp_request import Request
+from trio_statskeeper._naming import Families
 from trio_statskeeper.lines import from_json, to_json, write_lines
+from trio_statskeeper.otlp._request import Request
 from trio_statskeeper.prometheus import PrometheusExporter
 
 READERS = {"line": EventMetrics.parse, "json": from_json}

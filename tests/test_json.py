@@ -40,7 +40,7 @@ FULL = EventMetrics(
 )
 
 
-def test_json_tells_all_by_name():
+def test_json_names_all_fields():
     assert to_json(FULL) == (
         '{"timestamp":1519084040.25,"start_timestamp":1519080000.5,'
         '"labels":{"ptype":"http","dst":"a"},"metrics":{"total":3,'
@@ -118,17 +118,17 @@ def test_json_is_one_line_of_ascii_that_strict_parsers_read(export):
     assert list(json.loads(line, parse_constant=refuse)["metrics"]) == list(export.metrics)
 
 
-def test_the_halves_of_a_character_are_read_back_as_that_character():
+def test_surrogate_pairs_are_read_back_as_one_character():
     halves = EventMetrics(0, 0, {"face": "\ud83d\ude00"}, {})
     assert from_json(to_json(halves)).labels == {"face": "\U0001f600"}
 
 
 @pytest.mark.parametrize("line", ["{}\n", " {}", "{}\r\n"])
-def test_there_may_be_space_around_the_object(line):
+def test_white_space_around_the_object_is_allowed(line):
     assert from_json(line.format(to_json(FULL))) == FULL
 
 
-def test_fields_may_come_in_any_order():
+def test_fields_may_be_in_any_order():
     fields = json.loads(to_json(FULL))
     assert from_json(json.dumps(dict(reversed(fields.items())))) == FULL
 
@@ -141,7 +141,7 @@ def with_metric(value):
     return with_field(metrics={"x": value})
 
 
-def test_whole_numbers_do_for_a_distributions_bounds_and_sum():
+def test_integers_are_allowed_as_bounds_and_sum():
     line = with_metric({"bounds": [1], "bucket_counts": [2, 0], "sum": 2})
     assert repr(from_json(line).metrics["x"]) == repr(Distribution([1], [2, 0], 2))
 
@@ -156,7 +156,7 @@ def test_whole_numbers_do_for_a_distributions_bounds_and_sum():
         (to_json(FULL)[:-1], "not JSON"),
         ("null", "an export must be an object, got None"),
         ("[]", "an export must be an object, got []"),
-        ('{"a":1,"a":1}', "'a' stands twice in one object"),
+        ('{"a":1,"a":1}', "'a' appears twice in one object"),
         ("{}", "expected the fields timestamp, start_timestamp, labels,"),
         (with_field(host="a"), "expected the fields timestamp"),
         (to_json(FULL).replace("timestamp", "time", 1), "got ['time', 'start_timestamp'"),
@@ -165,9 +165,9 @@ def test_whole_numbers_do_for_a_distributions_bounds_and_sum():
         (to_json(FULL).replace("60.0", "-Infinity"), "'-Infinity'"),
         (to_json(FULL).replace("60.0", "1e309"), "beyond the largest float: '1e309'"),
         (to_json(FULL).replace("60.0", "6" * 5000), "beyond the largest float: '6666"),
-        (to_json(FULL).replace('"dst"', '"ptype"'), "'ptype' stands twice"),
-        (to_json(FULL).replace('"version"', '"total"'), "'total' stands twice"),
-        (to_json(FULL).replace('"404"', '"200"'), "'200' stands twice"),
+        (to_json(FULL).replace('"dst"', '"ptype"'), "'ptype' appears twice"),
+        (to_json(FULL).replace('"version"', '"total"'), "'total' appears twice"),
+        (to_json(FULL).replace('"404"', '"200"'), "'200' appears twice"),
         (with_field(timestamp=None), "timestamp must be a number, got None"),
         (with_field(timestamp="5"), "timestamp must be a number, got '5'"),
         (with_field(timestamp=True), "timestamp must be a number, got True"),
@@ -179,7 +179,7 @@ def test_whole_numbers_do_for_a_distributions_bounds_and_sum():
         (with_field(metrics=1), "metrics must be an object, got 1"),
     ],
 )
-def test_what_is_no_export_is_refused(line, reason):
+def test_a_line_that_is_not_an_export_is_refused(line, reason):
     with pytest.raises(ValueError) as caught:
         from_json(line)
     assert reason in str(caught.value)
@@ -216,11 +216,11 @@ def test_what_is_no_export_is_refused(line, reason):
         ),
         (
             {"bounds": [1], "bucket_counts": [1, 2.0], "sum": 1},
-            "each bucket count must be a whole number, got 2.0",
+            "each bucket count must be an integer, got 2.0",
         ),
         (
             {"bounds": [1], "bucket_counts": [1, True], "sum": 1},
-            "each bucket count must be a whole number, got True",
+            "each bucket count must be an integer, got True",
         ),
         (
             {"bounds": [1], "bucket_counts": [1], "sum": 1},
@@ -240,7 +240,7 @@ def test_what_is_no_export_is_refused(line, reason):
         ),
     ],
 )
-def test_what_is_no_value_of_a_metric_is_refused_with_its_name(value, reason):
+def test_an_invalid_value_is_refused_with_the_name_of_its_metric(value, reason):
     with pytest.raises(ValueError) as caught:
         from_json(with_metric(value))
     assert str(caught.value).startswith("metric 'x': ")
@@ -283,7 +283,7 @@ def test_any_line_is_either_read_or_a_value_error(line):
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
 @pytest.mark.parametrize("place", ["{}", '{{"metrics":{{"x":{}'])
-def test_what_is_nested_too_deeply_is_refused(opening, place):
+def test_deep_nesting_is_refused(opening, place):
     with pytest.raises(ValueError, match="nested too deeply"):
         from_json(place.format(opening * 100_000))
 
@@ -293,7 +293,7 @@ def test_what_is_nested_too_deeply_is_refused(opening, place):
     "begin",
     ["", '"', "[", '{"timestamp":', '{"timestamp":1,"labels":{"', '{"metrics":{"x":[1'],
 )
-def test_a_megabyte_of_anything_is_refused_shortly_and_hangs_nothing(begin, repeated):
+def test_a_megabyte_of_anything_is_refused_quickly(begin, repeated):
     with pytest.raises(ValueError) as caught:
         from_json(begin + repeated * (1_000_000 // len(repeated)))
     assert len(str(caught.value)) < 400
@@ -312,7 +312,7 @@ def test_a_megabyte_of_anything_is_refused_shortly_and_hangs_nothing(begin, repe
     ],
     ids=["text", "array", "object", "gauge", "map", "value", "distribution"],
 )
-def test_of_a_long_value_an_error_quotes_only_the_ends(value):
+def test_an_error_quotes_only_the_ends_of_a_long_value(value):
     with pytest.raises(ValueError) as caught:
         from_json(with_field(labels={"x" * 1_000: "y"}, metrics={"x" * 1_000: [value]}))
     assert len(str(caught.value)) < 1_000

@@ -16,7 +16,7 @@ from helpers import Result, make_keeper, one, running, totals
 from strategies import LARGEST
 
 from trio_statskeeper import Distribution, Endpoint, EventMetrics, Gauge, Map, StatsKeeper
-from trio_statskeeper._families import in_seconds
+from trio_statskeeper._seconds import in_seconds
 
 NAN = math.nan
 INF = math.inf

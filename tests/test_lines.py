@@ -25,9 +25,10 @@ from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     StatsKeeper,
+    _pacing,
+    _sinks,
     fan_out,
 )
-from trio_statskeeper import lines as lines_module
 from trio_statskeeper._event_metrics import unchecked_event_metrics
 from trio_statskeeper.lines import from_json, to_json, write_lines
 
@@ -178,7 +179,7 @@ async def test_a_closed_pipe_is_an_error_that_names_standard_output(
     assert str(caught.value) == "[Errno 32] Broken pipe: 'standard output'"
 
 
-async def test_a_program_without_standard_output_is_told_so(monkeypatch):
+async def test_a_missing_standard_output_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OSError) as caught:
         await write_lines(channel_of(export()))
@@ -211,7 +212,7 @@ async def test_a_file_is_appended(path):
     assert path.read_text() == lines(1, 2)
 
 
-async def test_what_was_sent_is_in_the_file_though_nothing_follows(path):
+async def test_exports_are_written_without_waiting_for_the_next(path):
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write_lines, receive, path)
@@ -222,7 +223,7 @@ async def test_what_was_sent_is_in_the_file_though_nothing_follows(path):
         send.close()
 
 
-async def test_the_file_is_there_before_any_export(path):
+async def test_the_file_is_created_before_the_first_export(path):
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write_lines, receive, path)
@@ -231,13 +232,13 @@ async def test_the_file_is_there_before_any_export(path):
     assert path.read_text() == ""
 
 
-async def test_no_good_line_is_lost_with_one_that_was_torn(path):
+async def test_a_torn_line_does_not_spoil_the_next(path):
     path.write_text("1519084040 labels=dst=a to")
     await write_lines(channel_of(export(1)), path)
     assert path.read_text() == "1519084040 labels=dst=a to\n" + lines(1)
 
 
-async def test_what_a_disk_takes_in_parts_is_written_in_whole(path, monkeypatch):
+async def test_partial_writes_are_completed(path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
     await write_lines(channel_of(export(1), export(2)), path)
@@ -267,7 +268,7 @@ async def test_a_missing_directory_is_an_error_before_any_export(tmp_path):
     assert str(caught.value) == f"[Errno 2] No such file or directory: '{path}'"
 
 
-async def test_a_directory_is_no_file(tmp_path):
+async def test_a_directory_is_an_error(tmp_path):
     with pytest.raises(IsADirectoryError) as caught:
         await write_lines(channel_of(), tmp_path)
     assert caught.value.filename == str(tmp_path)
@@ -311,7 +312,7 @@ async def test_a_file_that_was_renamed_is_followed_by_a_new_one(path):
     assert (old.read_text(), path.read_text()) == (lines(1), lines(2, 3))
 
 
-async def test_a_file_that_another_took_the_place_of_is_left(path):
+async def test_a_file_that_was_replaced_is_left(path):
     old = path.with_suffix(".old")
 
     def rotate():
@@ -322,7 +323,7 @@ async def test_a_file_that_another_took_the_place_of_is_left(path):
     assert (old.read_text(), path.read_text()) == (lines(1), "begun\n" + lines(2, 3))
 
 
-async def test_a_file_that_was_deleted_is_made_anew(path):
+async def test_a_file_that_was_deleted_is_created_again(path):
     await rotated(path, path.unlink)
     assert path.read_text() == lines(2, 3)
 
@@ -387,7 +388,7 @@ async def writing(path):
 @pytest.mark.parametrize(
     "fault", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EBADF]
 )
-async def test_an_outage_costs_what_is_not_the_newest_and_is_logged_once(
+async def test_an_outage_loses_all_but_the_newest_and_is_logged_once(
     path, disk, caplog, clock, fault
 ):
     disk.fault = fault
@@ -413,7 +414,7 @@ async def test_an_outage_costs_what_is_not_the_newest_and_is_logged_once(
     ]
 
 
-async def test_the_pauses_between_attempts_grow_to_half_a_minute(path, disk, clock):
+async def test_the_delay_between_attempts_grows_to_half_a_minute(path, disk, clock):
     disk.room = 0
     async with writing(path) as send:
         await send.send(export())
@@ -422,7 +423,9 @@ async def test_the_pauses_between_attempts_grow_to_half_a_minute(path, disk, clo
         assert pauses == pytest.approx([1, 2, 4, 8, 16, 30, 30])
 
 
-async def test_a_disk_that_fills_up_within_a_line_costs_no_other(path, disk, caplog, clock):
+async def test_a_disk_that_fills_up_within_a_line_loses_no_other_line(
+    path, disk, caplog, clock
+):
     caplog.set_level("INFO", "trio_statskeeper")
     path.write_text("torn")
     disk.room = 55
@@ -451,7 +454,7 @@ async def test_after_an_outage_the_newest_of_many_targets_is_written(path, disk,
         assert path.read_text().splitlines() == list(map(str, exports))
 
 
-async def test_an_outage_ends_though_most_that_waits_is_stale(path, disk, clock):
+async def test_an_outage_ends_even_if_most_exports_are_stale(path, disk, clock):
     disk.room = 0
     async with writing(path) as send:
         for number in range(1_500):
@@ -577,7 +580,7 @@ async def test_a_fifo_can_be_written(fifo):
         assert await trio.to_thread.run_sync(fifo.read_text) == lines(1)
 
 
-async def test_while_nobody_reads_a_fifo_the_loop_goes_on(fifo):
+async def test_a_fifo_without_a_reader_does_not_block_the_loop(fifo):
     go = threading.Event()
 
     def read():
@@ -594,7 +597,7 @@ async def test_while_nobody_reads_a_fifo_the_loop_goes_on(fifo):
         assert await trio.to_thread.run_sync(read) == (True, lines(1))
 
 
-async def test_waiting_for_somebody_to_read_a_fifo_can_be_cancelled(fifo):
+async def test_waiting_for_the_reader_of_a_fifo_can_be_cancelled(fifo):
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_lines, channel_of(export(1)), fifo)
@@ -617,7 +620,7 @@ async def test_a_file_that_opens_only_after_a_cancellation_is_closed_and_left_as
         opened.append(io.FileIO(*args, **options))
         return opened[-1]
 
-    monkeypatch.setattr(lines_module, "FileIO", slowly)
+    monkeypatch.setattr(_sinks, "FileIO", slowly)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_lines, channel_of(export(1)), path)
@@ -628,7 +631,7 @@ async def test_a_file_that_opens_only_after_a_cancellation_is_closed_and_left_as
     assert path.read_bytes() == b"torn"
 
 
-async def test_a_fifo_that_nobody_reads_any_more_is_a_broken_pipe(fifo):
+async def test_a_fifo_that_lost_its_reader_is_a_broken_pipe(fifo):
     reader = reader_of(fifo)
     send, receive = trio.open_memory_channel[EventMetrics](0)
     with pytest.RaisesGroup(BrokenPipeError) as caught:
@@ -673,7 +676,7 @@ async def test_a_pass_of_the_keeper_is_one_write(path, written, last_pass, clock
     assert [data.count(b"\n") for data in written] == [50]
 
 
-async def test_a_pass_that_comes_by_fan_out_is_one_write(path, written, last_pass, clock):
+async def test_a_pass_through_fan_out_is_one_write(path, written, last_pass, clock):
     send, exports = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fan_out, exports, partial(write_lines, path=path))
@@ -705,13 +708,11 @@ def watched(call):
 def working_time(monkeypatch):
     """A clock that moves only where a test moves it: `working_time[0] += seconds`."""
     now = [0.0]
-    monkeypatch.setattr(lines_module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: now[0])
     return now
 
 
-async def test_others_have_their_turn_before_a_millisecond_of_making_lines_is_over(
-    path, working_time, clock
-):
+async def test_formatting_lines_pauses_within_a_millisecond(path, working_time, clock):
     turns, turn = [], 0
 
     def work():
@@ -767,7 +768,7 @@ async def test_a_batch_is_bounded(path, written):
     assert [data.count(b"\n") for data in written] == [14, 14, 2]
 
 
-async def test_the_loop_goes_on_while_the_disk_is_stuck(fifo):
+async def test_a_stuck_disk_does_not_block_the_loop(fifo):
     reader = reader_of(fifo)
     go = threading.Event()
 
@@ -829,7 +830,7 @@ async def test_cancellation_waits_for_the_write_and_tears_no_line(fifo):
     assert text == f"{export(1)}\n{LONG}\n"
 
 
-async def test_what_was_received_when_cancellation_came_is_written(path):
+async def test_exports_received_before_a_cancellation_are_written(path):
     with trio.CancelScope() as scope:
         exports = channel_of(watched(scope.cancel), export(2), export(3))
         await write_lines(exports, path)
@@ -837,7 +838,7 @@ async def test_what_was_received_when_cancellation_came_is_written(path):
     assert path.read_text() == lines(1, 2, 3)
 
 
-async def test_cancelled_while_waiting_it_ends(path):
+async def test_it_can_be_cancelled_while_it_waits(path):
     send, receive = trio.open_memory_channel[EventMetrics](0)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
@@ -906,7 +907,7 @@ async def fail_to_write(path):
 
 
 @pytest.mark.parametrize("way_out", [end, be_cancelled, fail_to_open, fail_to_write])
-async def test_the_exports_and_the_file_are_closed_on_every_way_out(path, way_out):
+async def test_the_exports_and_the_file_are_closed_however_it_ends(path, way_out):
     exports = await way_out(path)
     assert exports.statistics().open_receive_channels == 0
     assert not descriptors(path.resolve())

@@ -37,10 +37,9 @@ from trio_statskeeper import (
     Map,
     Prober,
     StatsKeeper,
-    _otlp_delivery,
-    _otlp_http,
+    _pacing,
 )
-from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery, _http, _problem, _problem_log
 from trio_statskeeper.testing import ScriptedProbe, Succeed
 
 URL = f"collector {ENDPOINT}/v1/metrics"
@@ -100,7 +99,7 @@ async def exporting(endpoint: str = ENDPOINT, **options: Any) -> AsyncGenerator[
 # What it sends
 
 
-async def test_what_is_exported_is_posted_to_the_collector(collector, autojump_clock):
+async def test_exports_are_posted_to_the_collector(collector, autojump_clock):
     async with exporting(service_name="tests", resource_attributes={"site": "x"}) as run:
         await run.send(export("a", 1))
         await trio.sleep(1)
@@ -114,7 +113,7 @@ async def test_what_is_exported_is_posted_to_the_collector(collector, autojump_c
     assert attributes == {"service.name": "tests", "site": "x"}
 
 
-async def test_programs_of_equal_configuration_can_be_told_apart_unless_the_user_does_it(
+async def test_each_program_has_its_own_instance_id_unless_one_is_given(
     collector, autojump_clock
 ):
     for attributes in ({}, {}, {"service.instance.id": "mine"}):
@@ -131,7 +130,7 @@ async def test_programs_of_equal_configuration_can_be_told_apart_unless_the_user
     assert third == ["mine"]
 
 
-async def test_exports_that_come_together_travel_together(collector, autojump_clock):
+async def test_exports_that_arrive_together_share_a_request(collector, autojump_clock):
     async with exporting() as run:
         await run.send(export("a", 1), export("b", 2))
         await trio.sleep(0.01)
@@ -142,10 +141,10 @@ async def test_exports_that_come_together_travel_together(collector, autojump_cl
     assert collector.totals == [{"a": 4, "b": 2, "c": 3}, {"a": 5}]
 
 
-async def test_a_request_takes_no_more_exports_than_it_may(
+async def test_the_number_of_exports_in_a_request_is_limited(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_REQUEST_EXPORTS", 2)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_EXPORTS", 2)
     async with exporting() as run:
         await run.send(*(export(target, 1) for target in "abcde"))
         await trio.sleep(1)
@@ -154,19 +153,21 @@ async def test_a_request_takes_no_more_exports_than_it_may(
     assert collector.times == [0.05] * 3
 
 
-async def test_a_request_that_is_large_enough_takes_no_further_export(
+async def test_a_request_that_is_large_enough_has_no_further_export(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_REQUEST_SIZE", 100_000)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_SIZE", 100_000)
     async with exporting(compression=None) as run:
         await run.send(*(export(target, 1, text="x" * 50_000) for target in "abcde"))
         await trio.sleep(1)
     assert [[*totals] for totals in collector.totals] == [["a", "b"], ["c", "d"], ["e"]]
 
 
-async def test_others_run_while_a_request_is_built(collector, autojump_clock, monkeypatch):
-    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", 0)
-    build = _otlp_delivery.Delivery._build
+async def test_other_tasks_run_while_a_request_is_built(
+    collector, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
+    build = _delivery.Delivery._build
     turns = 0
 
     async def others() -> None:
@@ -182,7 +183,7 @@ async def test_others_run_while_a_request_is_built(collector, autojump_clock, mo
             beside.cancel_scope.cancel()
         return request
 
-    monkeypatch.setattr(_otlp_delivery.Delivery, "_build", build_beside_others)
+    monkeypatch.setattr(_delivery.Delivery, "_build", build_beside_others)
     async with exporting() as run:
         await run.send(*(export(str(number), 1) for number in range(200)))
         await trio.sleep(1)
@@ -191,7 +192,7 @@ async def test_others_run_while_a_request_is_built(collector, autojump_clock, mo
 
 
 async def test_hundreds_of_exports_take_one_turn_of_a_busy_loop(collector, monkeypatch):
-    monkeypatch.setattr(_otlp_delivery, "_BUILDING_STEP", math.inf)  # how long is chance
+    monkeypatch.setattr(_pacing, "_STEP_TIME", math.inf)  # how long is chance
     turns = 0
 
     async def be_busy() -> None:
@@ -214,7 +215,7 @@ async def test_hundreds_of_exports_take_one_turn_of_a_busy_loop(collector, monke
     assert many - few <= 1800 / 50
 
 
-async def test_it_is_compressed_unless_that_is_not_wanted(collector, autojump_clock):
+async def test_requests_are_compressed_by_default(collector, autojump_clock):
     for compression in ("gzip", None):
         async with exporting(compression=compression) as run:
             await run.send(export("a", 1))
@@ -224,7 +225,7 @@ async def test_it_is_compressed_unless_that_is_not_wanted(collector, autojump_cl
     assert encodings == ["gzip", None]
 
 
-async def test_much_is_compressed_in_a_thread(collector, monkeypatch):
+async def test_large_requests_are_compressed_in_a_thread(collector, monkeypatch):
     in_thread = []
     compress = gzip.compress
 
@@ -233,7 +234,7 @@ async def test_much_is_compressed_in_a_thread(collector, monkeypatch):
         return compress(*args, **options)
 
     monkeypatch.setattr(gzip, "compress", noticing)
-    monkeypatch.setattr(_otlp_http, "_COMPRESSED_IN_LOOP", 1000)
+    monkeypatch.setattr(_http, "_MAX_SIZE_COMPRESSED_IN_LOOP", 1000)
     exporter = OTLPExporter(ENDPOINT)
     for length in (100, 1000):
         send, receive = trio.open_memory_channel[EventMetrics](1)
@@ -244,9 +245,7 @@ async def test_much_is_compressed_in_a_thread(collector, monkeypatch):
     assert collector.totals == [{"a": 100}, {"a": 1000}]
 
 
-async def test_cancelled_it_does_not_wait_for_a_thread_that_compresses(
-    collector, monkeypatch
-):
+async def test_when_cancelled_it_does_not_wait_for_compression(collector, monkeypatch):
     began, released = trio.Event(), threading.Event()
 
     def compress(*_: object, **__: object) -> bytes:
@@ -255,7 +254,7 @@ async def test_cancelled_it_does_not_wait_for_a_thread_that_compresses(
         return b""
 
     monkeypatch.setattr(gzip, "compress", compress)
-    monkeypatch.setattr(_otlp_http, "_COMPRESSED_IN_LOOP", 0)
+    monkeypatch.setattr(_http, "_MAX_SIZE_COMPRESSED_IN_LOOP", 0)
     async with exporting() as run:
         await run.send(export("a", 1))
         await began.wait()
@@ -263,7 +262,7 @@ async def test_cancelled_it_does_not_wait_for_a_thread_that_compresses(
     released.set()
 
 
-async def test_headers_are_sent_but_none_that_would_change_the_answer(
+async def test_headers_are_sent_except_those_that_would_change_the_answer(
     collector, autojump_clock
 ):
     async with exporting(headers={"API-Key": "s3", "accept-encoding": "br"}) as run:
@@ -282,7 +281,7 @@ async def test_credentials_in_the_url_authenticate(collector, autojump_clock):
     assert received.headers["authorization"] == "Basic bWU6c2VjcmV0"
 
 
-async def test_exports_of_which_nothing_can_be_sent_make_no_request(
+async def test_exports_without_valid_values_make_no_request(
     collector, autojump_clock, caplog
 ):
     async with exporting() as run:
@@ -309,7 +308,7 @@ async def test_exports_of_which_nothing_can_be_sent_make_no_request(
         (httpcore2.ProxyError("no"), "ProxyError: no"),
     ],
 )
-async def test_what_may_be_over_soon_is_retried_ever_more_seldom_and_logged_once(
+async def test_temporary_problems_are_retried_with_growing_delays_and_logged_once(
     trouble, logged, collector, autojump_clock, caplog
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -348,10 +347,10 @@ async def test_after_a_success_the_delay_is_short_again_and_problems_are_logged_
     ] * 2
 
 
-async def test_only_so_many_problems_are_logged_until_a_success(
+async def test_the_number_of_logged_problems_is_limited_until_a_success(
     collector, autojump_clock, caplog, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_PROBLEMS_LOGGED", 2)
+    monkeypatch.setattr(_problem_log, "_MAX_LOGGED", 2)
     collector.script = [Answer(404 + int(each)) for each in "01012323"]
     collector.script += [Answer(), Answer(404)]
     async with exporting() as run:
@@ -366,7 +365,7 @@ async def test_only_so_many_problems_are_logged_until_a_success(
     ]
 
 
-async def test_delays_differ_by_chance(collector, autojump_clock, monkeypatch):
+async def test_delays_have_jitter(collector, autojump_clock, monkeypatch):
     drawn = []
 
     def uniform(low, high):
@@ -422,9 +421,7 @@ async def test_the_collector_may_say_when_to_retry_within_limits(
     assert collector.times == [0.05, 0.05 + pause]
 
 
-async def test_retry_after_means_nothing_where_a_retry_would_not_help(
-    collector, autojump_clock
-):
+async def test_retry_after_is_ignored_for_permanent_problems(collector, autojump_clock):
     collector.script = [Answer(400, headers={"Retry-After": "1"}), Answer()]
     async with exporting() as run:
         await run.send(export("a", 1))
@@ -432,7 +429,7 @@ async def test_retry_after_means_nothing_where_a_retry_would_not_help(
     assert len(collector.received) == 1
 
 
-async def test_after_an_outage_the_newest_of_each_target_alone_is_sent(
+async def test_after_an_outage_only_the_newest_of_each_target_is_sent(
     collector, autojump_clock
 ):
     down = httpcore2.ConnectError("refused")
@@ -446,7 +443,7 @@ async def test_after_an_outage_the_newest_of_each_target_alone_is_sent(
     assert len(collector.totals) == 6
 
 
-async def test_what_is_gone_during_an_outage_is_not_sent_after_it(
+async def test_targets_that_become_stale_during_an_outage_are_not_sent_after_it(
     collector, autojump_clock, caplog
 ):
     collector.script = [Answer(503)] * 5 + [Answer()]
@@ -459,7 +456,9 @@ async def test_what_is_gone_during_an_outage_is_not_sent_after_it(
     assert collector.totals[-1] == {"a": 5}
 
 
-async def test_what_comes_during_a_request_is_sent_after_it(collector, autojump_clock):
+async def test_exports_that_arrive_during_a_request_are_sent_after_it(
+    collector, autojump_clock
+):
     collector.script = [Answer(after=1)]
     async with exporting() as run:
         await run.send(export("a", 1), export("b", 1))
@@ -470,7 +469,7 @@ async def test_what_comes_during_a_request_is_sent_after_it(collector, autojump_
 
 
 @pytest.mark.parametrize("status", [301, 307, 401, 404, 408, 500, 501])
-async def test_what_a_retry_cannot_help_is_given_up_and_logged_once(
+async def test_permanent_problems_are_not_retried_and_logged_once(
     status, collector, autojump_clock, caplog
 ):
     headers = {"Location": f"{ENDPOINT}/elsewhere"}
@@ -520,7 +519,7 @@ async def test_a_partial_success_is_logged_once_per_message_and_not_retried(
         b"a" * 20_000 + partial_success(1, "out of sight").body,
     ],
 )
-async def test_whatever_else_a_success_says_is_none_of_our_business(
+async def test_other_bodies_of_a_success_are_ignored(
     body, collector, autojump_clock, caplog
 ):
     collector.script = [Answer(202, body)]
@@ -554,7 +553,7 @@ async def test_neither_log_nor_repr_has_secrets(collector, autojump_clock, caplo
     assert "s3cret" not in caplog.text + shown
 
 
-async def test_a_query_is_sent_but_shown_neither_in_our_log_nor_in_repr(
+async def test_a_query_is_sent_but_not_shown_in_log_or_repr(
     collector, autojump_clock, caplog
 ):
     endpoint = "http://host?key=s3cret"
@@ -567,14 +566,14 @@ async def test_a_query_is_sent_but_shown_neither_in_our_log_nor_in_repr(
     assert "s3cret" not in repr(OTLPExporter(endpoint))
 
 
-def test_an_exception_that_says_nothing_is_explained_by_its_cause():
+def test_an_exception_without_message_is_explained_by_its_cause():
     tls = ssl.SSLError(1, "certificate has expired")
     middle = trio.BrokenResourceError()
     middle.__context__ = tls
     error = httpcore2.ConnectError("")
     error.__cause__ = middle
-    assert _otlp_http.why(error) == "ConnectError: certificate has expired"
-    assert _otlp_http.why(httpcore2.ReadError("")) == "ReadError: "
+    assert _problem.why(error) == "ConnectError: certificate has expired"
+    assert _problem.why(httpcore2.ReadError("")) == "ReadError: "
 
 
 # What is refused
@@ -598,7 +597,7 @@ async def test_each_keeper_has_requests_of_its_own(collector, autojump_clock):
     assert collector.times == [0.05] * 2  # many keepers don't wait for each other
 
 
-async def test_a_bad_target_costs_itself_alone_and_is_logged_once_and_so_is_its_recovery(
+async def test_a_bad_target_affects_no_other_and_is_logged_once_as_is_its_recovery(
     collector, autojump_clock, caplog
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -645,13 +644,13 @@ async def test_many_bad_targets_are_found_pass_by_pass(collector, autojump_clock
     last = [totals for totals in collector.totals if 29 in totals.values()]
     delivered = {t for totals in last if not totals.keys() & {*bad} for t in totals}
     assert delivered == {*targets} - {*bad}
-    assert len(caplog.messages) == _otlp_delivery._PROBLEMS_LOGGED + 1
+    assert len(caplog.messages) == _problem_log._MAX_LOGGED + 1
 
 
 async def test_a_collector_that_refuses_everything_gets_a_bounded_number_of_requests(
     collector, autojump_clock, caplog, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_MAX_SUSPECTS", 50)
+    monkeypatch.setattr(_delivery, "_MAX_SUSPECTS", 50)
     collector.script = [Answer(413)]
     async with exporting() as run:
         for total in range(10):
@@ -659,7 +658,7 @@ async def test_a_collector_that_refuses_everything_gets_a_bounded_number_of_requ
             await run.send(*(of("x", str(n), total) for n in range(100)))
             await trio.sleep(10)
             assert 0 < len(collector.received) - before <= 70
-    assert len(caplog.messages) <= _otlp_delivery._PROBLEMS_LOGGED + 1
+    assert len(caplog.messages) <= _problem_log._MAX_LOGGED + 1
 
 
 async def test_a_suspect_that_is_no_longer_listed_does_not_delay_the_recovery(
@@ -686,7 +685,7 @@ def limit(
 async def test_requests_too_large_are_halved_until_they_fit_and_that_is_remembered(
     collector, autojump_clock, caplog, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_GROWTH_INTERVAL", 50)
+    monkeypatch.setattr(_delivery, "_GROWTH_INTERVAL", 50)
     collector.judge = limit(60_000, Answer(413))
     targets = [str(number) for number in range(500)]
     async with exporting(compression=None) as run:
@@ -793,7 +792,7 @@ async def test_the_log_asks_whether_a_port_is_that_of_grpc(
         (4318, httpcore2.RemoteProtocolError("illegal status line: b'SSH'")),
     ],
 )
-async def test_the_log_does_not_ask_about_grpc_where_that_is_not_likely(
+async def test_the_log_does_not_ask_about_grpc_where_that_is_unlikely(
     port, trouble, collector, autojump_clock, caplog
 ):
     collector.script = [trouble]
@@ -851,7 +850,7 @@ async def test_the_statistics_of_keepers_and_probers_come_every_ten_seconds_and_
     assert metrics["statskeeper_prober_runs_missed"].sum.is_monotonic
 
 
-async def test_statistics_that_were_not_delivered_come_again_as_usual(
+async def test_statistics_that_were_not_delivered_are_sent_again_as_usual(
     collector, autojump_clock, caplog
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -865,7 +864,7 @@ async def test_statistics_that_were_not_delivered_come_again_as_usual(
 async def test_statistics_too_large_for_one_request_are_sent_in_several(
     collector, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_otlp_delivery, "_REQUEST_SIZE", 1)
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_SIZE", 1)
     keepers = [StatsKeeper("http", name, list) for name in "abc"]
     async with exporting(statistics_of=keepers):
         await trio.sleep(11)
@@ -904,9 +903,7 @@ async def test_targets_and_statistics_do_not_share_the_fate_of_a_refusal(
     assert caplog.messages == [f"{URL}: {logged}", f"{URL}: {about}recovered"]
 
 
-async def test_without_statistics_nothing_comes_when_there_are_no_exports(
-    collector, autojump_clock
-):
+async def test_without_statistics_and_exports_nothing_is_sent(collector, autojump_clock):
     async with exporting():
         await trio.sleep(1000)
     assert not collector.received
@@ -915,10 +912,8 @@ async def test_without_statistics_nothing_comes_when_there_are_no_exports(
 # The end
 
 
-async def test_at_the_end_of_the_exports_all_of_them_are_sent(
-    collector, autojump_clock, monkeypatch
-):
-    monkeypatch.setattr(_otlp_delivery, "_REQUEST_EXPORTS", 1)
+async def test_when_the_exports_end_all_are_sent(collector, autojump_clock, monkeypatch):
+    monkeypatch.setattr(_delivery, "_MAX_REQUEST_EXPORTS", 1)
     collector.script = [Answer(after=1), Answer(503), Answer(after=1)]
     async with exporting() as run:
         await run.send(*(export(target, 1) for target in "ab"))
@@ -950,9 +945,7 @@ async def test_the_end_cuts_short_the_pause_before_a_retry(collector, autojump_c
     assert collector.times == [0.05, 1.05, 3.05, 7.05, 15.05, 20, 21]
 
 
-async def test_the_end_does_not_cut_short_what_the_collector_asks_for(
-    collector, autojump_clock
-):
+async def test_the_end_does_not_cut_short_a_retry_after(collector, autojump_clock):
     collector.script = [Answer(429, headers={"Retry-After": "5"}), Answer()]
     async with exporting() as run:
         await run.send(export("a", 1))
@@ -963,7 +956,7 @@ async def test_the_end_does_not_cut_short_what_the_collector_asks_for(
 
 
 @pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000)])
-async def test_after_the_end_what_cannot_be_delivered_in_time_is_given_up_and_logged(
+async def test_after_the_end_undelivered_totals_are_logged_when_time_is_up(
     trouble, collector, autojump_clock, caplog
 ):
     collector.script = [trouble]
@@ -1039,7 +1032,7 @@ class Cancelled:
 
 
 @pytest.mark.parametrize("trouble", [Answer(503), Answer(after=1000), Answer()])
-async def test_cancelled_it_ends_at_once_with_a_bare_cancelled(
+async def test_when_cancelled_it_ends_at_once_with_a_bare_cancelled(
     trouble, collector, autojump_clock, nursery
 ):
     collector.script = [trouble]
@@ -1050,7 +1043,7 @@ async def test_cancelled_it_ends_at_once_with_a_bare_cancelled(
     assert run.ended_at == 0.5
 
 
-async def test_cancelled_it_logs_how_many_targets_were_not_delivered(
+async def test_when_cancelled_it_logs_how_many_targets_were_not_delivered(
     collector, autojump_clock, nursery, caplog
 ):
     collector.script = [Answer(after=1000)]
@@ -1088,7 +1081,9 @@ async def test_two_runs_at_once_are_refused_and_nothing_is_closed(
     first.close()
 
 
-async def test_what_is_no_trouble_of_the_collector_is_raised_bare(collector, monkeypatch):
+async def test_exceptions_that_the_collector_did_not_cause_are_raised_bare(
+    collector, monkeypatch
+):
     collector.script = [RuntimeError("a bug")]
     exporter = OTLPExporter(ENDPOINT)
     send, receive = trio.open_memory_channel[EventMetrics](1)
@@ -1141,7 +1136,7 @@ def test_the_path_is_added_unless_it_is_there(endpoint, url):
         ("http://me:s3cret@h:0?s3cret", "got 'http://h:0'"),
     ],
 )
-def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
+def test_an_invalid_url_is_refused(endpoint, message):
     with pytest.raises((TypeError, ValueError)) as raised:
         OTLPExporter(endpoint)
     assert message in str(raised.value)
@@ -1186,16 +1181,16 @@ def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
         (
             {"headers": {"api-key": "s3cret\n"}},
             ValueError,
-            r"printable ASCII without spaces around it, got '\n' in that of 'api-key'",
+            r"printable ASCII without spaces around it, got '\n' in the value of 'api-key'",
         ),
-        ({"headers": {"api-key": " a"}}, ValueError, "got ' ' in that of 'api-key'"),
-        ({"headers": {"api-key": "a\t"}}, ValueError, r"got '\t' in that"),
-        ({"headers": {"api-key": "aéb"}}, ValueError, "got 'é' in that"),
-        ({"headers": {"api-key": "a\x7f"}}, ValueError, r"got '\x7f' in that"),
+        ({"headers": {"api-key": " a"}}, ValueError, "got ' ' in the value of 'api-key'"),
+        ({"headers": {"api-key": "a\t"}}, ValueError, r"got '\t' in the value"),
+        ({"headers": {"api-key": "aéb"}}, ValueError, "got 'é' in the value"),
+        ({"headers": {"api-key": "a\x7f"}}, ValueError, r"got '\x7f' in the value"),
         (
             {"headers": {"Content-Type": "a"}},
             ValueError,
-            "headers can't have 'Content-Type': it follows from what is sent",
+            "headers can't have 'Content-Type': it is determined by the request",
         ),
         ({"headers": {"content-LENGTH": "1"}}, ValueError, "headers can't have"),
         ({"compression": "br"}, ValueError, "compression must be 'gzip' or None, got 'br'"),
@@ -1210,19 +1205,19 @@ def test_what_is_no_url_of_a_collector_is_refused(endpoint, message):
         ({"statistics_of": [1]}, TypeError, "statistics_of must be keepers and probers"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options, error, message):
+def test_invalid_options_are_refused(options, error, message):
     with pytest.raises(error) as raised:
         OTLPExporter(ENDPOINT, **options)
     assert message in str(raised.value)
     assert "s3cret" not in str(raised.value)
 
 
-def test_headers_may_have_spaces_and_tabs_within_and_be_empty():
+def test_headers_may_be_empty_or_have_spaces_and_tabs_inside():
     headers = {"Authorization": "Bearer a\tb", "X-Empty": ""}
     assert OTLPExporter(ENDPOINT, headers=headers).headers == headers
 
 
-def test_what_is_given_is_copied_and_cannot_be_changed():
+def test_options_are_copied_and_read_only():
     attributes, headers = {"a": "b"}, {"c": "d"}
     exporter = OTLPExporter(ENDPOINT, resource_attributes=attributes, headers=headers)
     attributes["a"] = headers["c"] = "x"

@@ -1,8 +1,7 @@
-"""HTTP for OTLP: proxies, name lookups, and addresses that don't answer."""
+"""HTTP for OTLP: name lookups, and addresses that don't answer."""
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from typing import Any
@@ -11,111 +10,7 @@ import httpcore2
 import pytest
 import trio
 
-from trio_statskeeper import _otlp_http
-from trio_statskeeper._otlp_http import _Network
-from trio_statskeeper.otlp import OTLPExporter
-
-# Proxies
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    """Return a function that sets the variables for proxies, and no others."""
-    for name in os.environ:
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-    def set_variables(**variables: str) -> None:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return set_variables
-
-
-def proxy_of(endpoint: str) -> tuple[bytes, bytes, int | None] | None:
-    proxy = OTLPExporter(endpoint)._proxy
-    return proxy and (proxy.url.scheme, proxy.url.host, proxy.url.port)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ALL_PROXY", "socks5://proxy:1080"),
-        ("all_proxy", "socks4://proxy:1080"),
-        ("HTTP_PROXY", "ftp://proxy"),
-        ("http_proxy", "http://proxy:port"),
-        ("HTTP_PROXY", "http://proxy:99999"),
-        ("HTTP_PROXY", "http://"),
-        ("HTTP_PROXY", "http://:3128"),
-        ("HTTP_PROXY", "http://me:s3cret@proxy:0"),
-        ("HTTP_PROXY", "http://me:s3/cret@proxy"),
-        ("HTTP_PROXY", "http://proxy..test:3128"),
-    ],
-)
-def test_a_proxy_that_makes_no_sense_is_refused_at_the_start(environment, name, value):
-    environment(**{name: value})
-    with pytest.raises(
-        ValueError, match="must be the URL of an HTTP proxy, like"
-    ) as raised:
-        OTLPExporter("http://collector:4318")
-    assert str(raised.value).startswith(f"{name} must be")
-    assert "s3" not in str(raised.value)
-
-
-def test_a_proxy_of_the_system_has_a_name_too(environment, monkeypatch):
-    monkeypatch.setattr(_otlp_http, "getproxies", lambda: {"http": "socks://proxy"})
-    with pytest.raises(ValueError, match=r"^http proxy must be the URL of an HTTP proxy"):
-        OTLPExporter("http://collector:4318")
-
-
-@pytest.mark.parametrize(
-    "host", ["localhost", "otel.localhost", "127.0.0.1", "127.8.0.1", "[::1]"]
-)
-def test_loopback_needs_no_proxy_and_no_sense_in_its_settings(environment, host):
-    environment(ALL_PROXY="socks5://proxy", HTTP_PROXY="http://proxy:port")
-    assert proxy_of(f"http://{host}:4318") is None
-
-
-def test_the_proxy_for_the_scheme_is_preferred_to_that_for_all(environment):
-    environment(HTTPS_PROXY="proxy:3128", ALL_PROXY="http://other")
-    assert proxy_of("https://collector") == (b"http", b"proxy", 3128)
-    assert proxy_of("http://collector") == (b"http", b"other", None)
-
-
-def test_a_proxy_may_want_a_password(environment):
-    environment(HTTP_PROXY="https://me:p%C3%A4ss@proxy")
-    proxy = OTLPExporter("http://collector")._proxy
-    assert proxy.url.scheme == b"https"
-    assert proxy.auth == (b"me", "päss".encode())
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "no_proxy"),
-    [
-        ("http://collector:4318", "*"),
-        ("http://collector:4318", "a, *"),
-        ("http://collector:4318", "collector"),
-        ("http://collector:4318", "collector:4318"),
-        ("http://otel.example.com", ".example.com"),
-        ("http://otel.example.com", "a,example.com,b"),
-        ("http://10.1.2.3:4318", "10.0.0.0/8"),
-        ("http://10.1.2.3:4318", "10.1.2.3"),
-        ("http://[fd00::1]:4318", "fd00::/8"),
-        ("http://[fd00::1]:4318", "[fd00::1]"),
-    ],
-)
-def test_what_no_proxy_lists_needs_no_proxy(environment, endpoint, no_proxy):
-    environment(ALL_PROXY="socks5://proxy", NO_PROXY=no_proxy)
-    assert proxy_of(endpoint) is None
-
-
-def test_what_no_proxy_does_not_list_needs_one(environment):
-    environment(ALL_PROXY="http://proxy", NO_PROXY="10.0.0.0/8,collect,example.com")
-    for host in ("collector", "11.0.0.1", "[fd00::1]", "myexample.com"):
-        assert proxy_of(f"http://{host}") == (b"http", b"proxy", None)
-
-
-# Connections
+from trio_statskeeper.otlp._http import _Network
 
 
 class Sockets(httpcore2.AsyncNetworkBackend):
@@ -146,7 +41,7 @@ class Sockets(httpcore2.AsyncNetworkBackend):
         ({"a": 5}, "aaaa", 10.25),
     ],
 )
-async def test_one_address_after_the_other_is_tried_with_ever_more_patience(
+async def test_addresses_are_tried_in_turn_with_growing_timeouts(
     after, tried, elapsed, autojump_clock, monkeypatch
 ):
     async def look_up(*_: object) -> list[str]:
@@ -174,7 +69,7 @@ async def test_an_address_is_not_looked_up():
     assert await _Network(sockets).connect_tcp("::1", 4318) == "::1"
 
 
-async def test_a_name_without_address_is_named(monkeypatch):
+async def test_a_failed_lookup_names_the_host(monkeypatch):
     def look_up(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
-from trio_statskeeper._families import Families, valid_text
-from trio_statskeeper._otlp_request import Request
+from trio_statskeeper._naming import Families, valid_text
+from trio_statskeeper.otlp._request import Request
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"
 
@@ -180,18 +180,18 @@ def test_latencies_are_in_seconds_whatever_their_unit_and_nothing_else_is():
         (math.inf, "as_double"),
     ],
 )
-def test_whole_numbers_are_integers_as_far_as_64_bits_reach(value, field):
+def test_integers_are_integers_within_64_bits(value, field):
     [point] = metrics_of(export({"level": Gauge(value)}))["probe_level"].gauge.data_points
     assert point.WhichOneof("value") == field
     assert getattr(point, field) == value
 
 
-def test_a_start_after_the_time_itself_is_taken_for_that_time():
+def test_a_start_after_the_timestamp_is_replaced_by_the_timestamp():
     [point] = metrics_of(export({"total": 1}, start=21))["probe_total"].sum.data_points
     assert point.start_time_unix_nano == point.time_unix_nano == 20_500_000_000
 
 
-def test_a_map_without_keys_is_nothing():
+def test_a_map_without_keys_has_no_data_points():
     assert request_of(export({"resp-code": Map("code", {})})).size == 0
 
 
@@ -208,12 +208,12 @@ def test_lone_surrogates_are_escaped_wherever_they_are():
     assert message.count(r"\\ud800") == 8
 
 
-def test_what_64_bits_cannot_hold_is_left_out_and_logged_once(caplog):
+def test_counts_too_large_for_64_bits_are_skipped_and_logged_once(caplog):
     value = Distribution([1], [2**64 - 1, 1], 0)
     metrics = metrics_of(export({"odd": value, "total": 1}), export({"odd": value}))
     assert metrics.keys() == {"probe_total"}
     (message,) = caplog.messages
-    assert message == "not exported: 'odd', a histogram: a count that OTLP can't hold"
+    assert message == "not exported: 'odd', a histogram: a count is too large for OTLP"
 
 
 def test_as_many_samples_as_64_bits_can_count_are_exported():
@@ -223,7 +223,7 @@ def test_as_many_samples_as_64_bits_can_count_are_exported():
 
 
 @pytest.mark.parametrize("bad", [-1e-9, 2**64 / 1e9])
-def test_a_target_whose_times_are_no_times_is_left_out_and_logged_once(bad, caplog):
+def test_a_target_with_invalid_timestamps_is_skipped_and_logged_once(bad, caplog):
     metrics = metrics_of(
         export({"total": 1}, timestamp=bad),
         export({"total": 2}, start=bad),
@@ -233,8 +233,7 @@ def test_a_target_whose_times_are_no_times_is_left_out_and_logged_once(bad, capl
     assert (point.as_int, point.start_time_unix_nano) == (3, 0)
     [logged] = caplog.messages
     assert logged == (
-        "not exported: times that are not between 1970 and 2554; "
-        f"10.25 and {bad!r} for instance"
+        f"not exported: timestamps that are not between 1970 and 2554: 10.25 and {bad!r}"
     )
 
 
@@ -282,7 +281,7 @@ def is_number(point, value):
 
 # Two metrics at most, of names that can't clash: clashes are tested with the families.
 @given(values(), values(), st.dictionaries(texts, texts, max_size=3), texts)
-def test_whatever_the_values_each_is_there_exactly_or_left_out(first, second, labels, name):
+def test_any_value_is_exact_or_skipped(first, second, labels, name):
     found = Families("p_").resolve(export({"1": first, "2": second}, labels=labels), 0)
     resolved = [family.otlp_name for family, value in found.metrics if fits(value)]
     families = Families("p_")

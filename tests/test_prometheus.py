@@ -2,102 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import math
-import re
-import socket
 import sys
-from contextlib import suppress
 from types import SimpleNamespace
 
-import httpx2
 import prometheus_client
 import pytest
 import trio
-from h2.connection import H2Connection
-from h2.settings import SettingCodes
-from helpers import channel_of, make_keeper, one, running, serve
+from helpers import make_keeper, one, running
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
-from prometheus_client.parser import text_string_to_metric_families
+from scraping import IN_TEXT, LABELS, collected, export, feed, page, parsed, samples, scrape
 from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober
-from trio_statskeeper import prometheus as module
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober, _pacing
+from trio_statskeeper.prometheus import PrometheusExporter, _exporter, _page, _server
 
-LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 LATENCY = "Distribution of latency over all probe runs, in seconds."
-IN_TEXT = 'ptype="http",probe="homepage",dst="a"'
-
-
-def export(metrics=None, at=5.0, start=2.0, interval=10.0, unit=1.0, **labels):
-    metrics = {"total": 1} if metrics is None else metrics
-    return EventMetrics(at, start, LABELS | labels, metrics, unit, interval)
-
-
-async def scrape(exporter, path="/metrics", method="GET"):
-    """Ask the exporter as an ASGI server does; return status, headers and body."""
-    events = []
-
-    async def send(event):
-        await trio.lowlevel.checkpoint()
-        events.append(event)
-
-    scope = {"type": "http", "path": path, "method": method}
-    await exporter._answer(scope, trio.sleep_forever, send)
-    start, *body = events
-    assert [event.get("more_body", False) for event in body] == [
-        *[True] * (len(body) - 1),
-        False,
-    ]
-    text = b"".join(event.get("body", b"") for event in body).decode()
-    return start["status"], dict(start["headers"]), text
-
-
-async def page(exporter):
-    """Return the lines of a scrape, but not those that tell of the keeper."""
-    _, _, text = await scrape(exporter)
-    return [line for line in text.splitlines() if "last_export" not in line]
-
-
-async def samples(exporter):
-    return [line for line in await page(exporter) if not line.startswith("#")]
-
-
-async def feed(exporter, *exports):
-    await exporter.run(channel_of(*exports))
-
-
-def collected(exporter):
-    """Return what a registry of `prometheus_client` makes of it."""
-    registry = prometheus_client.CollectorRegistry()
-    registry.register(exporter)
-    return prometheus_client.generate_latest(registry).decode()
-
-
-def parsed(text):
-    """Return all that prometheus_client reads from a scrape, in no order."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        assert family.name not in found
-        in_family = {
-            (sample.name, frozenset(sample.labels.items())): float(sample.value)
-            for sample in family.samples
-        }
-        assert len(in_family) == len(family.samples)
-        found[family.name] = (family.type, family.documentation, in_family)
-    return found
 
 
 # What is shown
 
 
-async def test_before_any_export_there_is_nothing_to_show():
+async def test_before_the_first_export_the_page_is_empty():
     assert await page(PrometheusExporter()) == []
 
 
@@ -154,7 +85,7 @@ async def test_latencies_are_shown_in_seconds():
     ]
 
 
-async def test_the_samples_of_all_targets_stand_together_under_one_heading():
+async def test_the_samples_of_all_targets_are_together_under_one_heading():
     exporter = PrometheusExporter()
     metrics = {"total": 1, "latency": Distribution([1], [1, 0], 1), "v": "x", "m": Map("c", {"k": 1}), "g": Gauge(1)}  # fmt: skip  # noqa: E501
     await feed(exporter, *(export(metrics, dst=dst) for dst in "ab"))
@@ -184,13 +115,13 @@ async def test_the_samples_of_all_targets_stand_together_under_one_heading():
     ]
 
 
-async def test_there_are_no_timestamps_but_a_gauge_of_when_each_keepers_newest_export_came(
+async def test_instead_of_timestamps_a_gauge_says_when_each_keepers_newest_export_arrived(
     monkeypatch,
 ):
     # With timestamps, a dead keeper would look alive. So it would with its own clock, which
     # runs ahead of a wall clock that was set back.
     now = 1000.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(_page, "time", SimpleNamespace(time=lambda: now))
     exporter = PrometheusExporter()
     await feed(exporter, export(at=8200, dst="a"), export(at=8201, probe="other"))
     now = 1007.5
@@ -222,7 +153,7 @@ async def test_labels_and_help_texts_are_escaped():
     ]
 
 
-async def test_numbers_of_ones_own_classes_are_written_as_numbers():
+async def test_numbers_of_custom_classes_are_written_as_numbers():
     class Odd(float):
         def __repr__(self):
             return "odd"
@@ -239,7 +170,7 @@ async def test_a_target_without_labels_is_shown():
     assert await samples(exporter) == ["probe_total{} 1", 'probe_m_total{c="k"} 2']
 
 
-async def test_what_clashes_is_logged_and_the_rest_is_shown(caplog):
+async def test_metrics_that_clash_are_logged_and_the_rest_is_shown(caplog):
     exporter = PrometheusExporter()
     await feed(exporter, export({"a-b": 1, "a_b": 2, "total": 3}))
     assert await samples(exporter) == [
@@ -247,11 +178,11 @@ async def test_what_clashes_is_logged_and_the_rest_is_shown(caplog):
         f"probe_total{{{IN_TEXT}}} 3",
     ]
     assert caplog.messages == [
-        "not exported: 'a_b', a counter: its name, probe_a_b, is that of 'a-b', a counter"
+        "not exported: 'a_b', a counter: its name probe_a_b belongs to 'a-b', a counter"
     ]
 
 
-async def test_a_text_that_is_not_utf_8_is_shown_escaped():
+async def test_text_that_utf_8_cannot_encode_is_escaped():
     exporter = PrometheusExporter()
     await feed(exporter, export({"v": "\ud83d", "m": Map("c", {"\udc00": 1})}))
     assert await samples(exporter) == [
@@ -260,7 +191,7 @@ async def test_a_text_that_is_not_utf_8_is_shown_escaped():
     ]
 
 
-async def test_of_two_targets_whose_labels_become_equal_the_first_is_shown(caplog):
+async def test_of_two_targets_with_equal_labels_in_prometheus_the_first_is_shown(caplog):
     exporter = PrometheusExporter()
     for labels in {"a-b": "1"}, {"a_b": "1"}, {"zone": ""}, {}, {"a-b": "1"}:
         await feed(
@@ -272,14 +203,14 @@ async def test_of_two_targets_whose_labels_become_equal_the_first_is_shown(caplo
     ]
     first, second = caplog.messages
     assert first.endswith(
-        "labels {'a_b': '1', 'dst': 'x'}: they become those of {'a-b': '1', 'dst': 'x'}"
+        "{'a_b': '1', 'dst': 'x'}: in Prometheus, they equal {'a-b': '1', 'dst': 'x'}"
     )
     assert second.endswith(
-        "labels {'dst': 'x'}: they become those of {'dst': 'x', 'zone': ''}"
+        "labels {'dst': 'x'}: in Prometheus, they equal {'dst': 'x', 'zone': ''}"
     )
 
 
-async def test_labels_are_free_again_when_their_target_is_gone(autojump_clock):
+async def test_labels_are_free_again_when_their_target_is_stale(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, EventMetrics(5, 0, {"a-b": "1"}, {"total": 1}, 1, 10))
     await trio.sleep(30.5)
@@ -349,17 +280,17 @@ def test_wrong_statistics_are_refused():
         PrometheusExporter(statistics_of=[None])
 
 
-# What comes and goes
+# Newer exports and stale targets
 
 
-async def test_the_newest_export_of_a_target_takes_the_place_of_the_one_before():
+async def test_a_newer_export_replaces_the_older_one_of_its_target():
     exporter = PrometheusExporter()
     await feed(exporter, export({"total": 1}), export({"total": 1}, dst="b"))
     await feed(exporter, export({"total": 2}))
     assert [line[-1] for line in await samples(exporter)] == ["2", "1"]
 
 
-async def test_metrics_that_an_export_does_not_have_any_more_are_gone():
+async def test_metrics_that_the_newest_export_lacks_are_not_shown():
     exporter = PrometheusExporter()
     await feed(
         exporter, export({"g": Gauge(1), "total": 1}), export({"g": Gauge(1)}, dst="b")
@@ -384,7 +315,7 @@ async def test_labels_in_another_order_are_the_same_target():
     assert [line[-1] for line in await samples(exporter)] == ["2"]
 
 
-async def test_a_target_that_has_not_come_for_three_intervals_is_gone(autojump_clock):
+async def test_a_target_without_exports_for_three_intervals_is_stale(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, export(interval=10), export(interval=100, dst="b"))
     await trio.sleep(29.5)
@@ -397,7 +328,7 @@ async def test_a_target_that_has_not_come_for_three_intervals_is_gone(autojump_c
     assert await page(exporter) == []
 
 
-async def test_a_map_that_has_no_keys_any_more_has_no_samples(autojump_clock):
+async def test_a_map_without_keys_has_no_samples(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, export({"code": Map("code", {"200": 1})}))
     assert len(await samples(exporter)) == 1
@@ -405,7 +336,7 @@ async def test_a_map_that_has_no_keys_any_more_has_no_samples(autojump_clock):
     assert await samples(exporter) == []
 
 
-async def test_a_target_that_goes_on_coming_stays(autojump_clock):
+async def test_a_target_that_is_exported_again_stays(autojump_clock):
     exporter = PrometheusExporter()
     for _ in range(10):
         await feed(exporter, export(interval=10))
@@ -413,7 +344,7 @@ async def test_a_target_that_goes_on_coming_stays(autojump_clock):
     assert len(await samples(exporter)) == 1
 
 
-async def test_a_target_stays_though_passes_take_longer_than_three_intervals(
+async def test_a_target_stays_even_if_passes_take_longer_than_three_intervals(
     autojump_clock,
 ):
     exporter = PrometheusExporter()
@@ -434,7 +365,7 @@ async def test_a_target_stays_though_passes_take_longer_than_three_intervals(
     assert {line[line.index("dst") + 5] for line in await samples(exporter)} == set("bcd")
 
 
-async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
+async def test_memory_is_bounded_without_scrapes(autojump_clock):
     exporter = PrometheusExporter()
     for number in range(1_000):
         await feed(exporter, export(interval=1, dst=f"target {number}"), export(interval=1))
@@ -445,7 +376,7 @@ async def test_what_is_held_is_bounded_though_nobody_scrapes(autojump_clock):
 async def test_a_name_that_changes_hands_during_a_scrape_is_not_shown_twice(
     mock_clock, nursery, monkeypatch
 ):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     exporter = PrometheusExporter()
     await feed(exporter, export({"x-y": 1}), export(interval=100, dst="c"))
     mock_clock.jump(29)
@@ -464,11 +395,11 @@ async def test_a_name_that_changes_hands_during_a_scrape_is_not_shown_twice(
     ]
 
 
-async def test_what_comes_while_a_registry_collects_does_no_harm(monkeypatch):
+async def test_exports_may_arrive_while_a_registry_collects(monkeypatch):
     exporter = PrometheusExporter()
     await feed(exporter, export(), export(dst="b"))
     coming = [export(dst="c")]
-    samples_of = module._samples
+    samples_of = _page.samples
 
     def as_an_export_comes(value):
         if coming and value == 1:  # those of targets
@@ -476,12 +407,12 @@ async def test_what_comes_while_a_registry_collects_does_no_harm(monkeypatch):
             exporter._page.render_first()
         return samples_of(value)
 
-    monkeypatch.setattr(module, "_samples", as_an_export_comes)
+    monkeypatch.setattr(_page, "samples", as_an_export_comes)
     assert collected(exporter).count("probe_total{") == 2
     assert collected(exporter).count("probe_total{") == 3
 
 
-async def test_in_another_run_of_trio_nothing_old_is_shown(autojump_clock):
+async def test_in_another_run_of_trio_old_targets_are_dropped(autojump_clock):
     exporter = PrometheusExporter()
 
     async def feed_and_scrape(dst):
@@ -541,7 +472,7 @@ async def test_run_closes_the_exports_when_it_is_cancelled():
     assert send.statistics().open_receive_channels == 0
 
 
-async def test_others_have_their_turn_in_a_scrape_of_many_targets(nursery):
+async def test_other_tasks_run_during_a_scrape_of_many_targets(nursery):
     exporter = PrometheusExporter()
     await feed(exporter, *(export(dst=f"{number:01000}") for number in range(5_000)))
     turns = 0
@@ -589,15 +520,13 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
     mock_clock.jump(25)
     for number in range(20, 60):
         exporter._page.put(export(metrics, dst=str(number), probe=str(number)))
-    monkeypatch.setattr(module, "_CHUNK", chunk)
-    monkeypatch.setattr(module, "perf_counter", lambda: now)
-    monkeypatch.setattr(module, "own_statistics", takes(0.4, module.own_statistics))
-    for name in "render_first", "_drop_if_gone":
-        monkeypatch.setattr(module._Page, name, takes(0.05, getattr(module._Page, name)))
-    text = module._Page.text
-    monkeypatch.setattr(
-        module._Page, "text", lambda page: map(takes(0.05, iter), text(page))
-    )
+    monkeypatch.setattr(_server, "_CHUNK_SIZE", chunk)
+    monkeypatch.setattr(_pacing, "perf_counter", lambda: now)
+    monkeypatch.setattr(_exporter, "self_metrics", takes(0.4, _exporter.self_metrics))
+    for name in "render_first", "_drop_if_stale":
+        monkeypatch.setattr(_page.Page, name, takes(0.05, getattr(_page.Page, name)))
+    text = _page.Page.text
+    monkeypatch.setattr(_page.Page, "text", lambda page: map(takes(0.05, iter), text(page)))
     body = []
     note = takes(0.05, body.append)
 
@@ -606,7 +535,7 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
 
     scope = {"type": "http", "path": "/metrics", "method": "HEAD"}
     trio.lowlevel.add_instrument(steps := Steps())
-    await exporter._answer(scope, trio.sleep_forever, send)
+    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
     await trio.lowlevel.checkpoint()
     trio.lowlevel.remove_instrument(steps)
     assert b"".join(body).count(b"probe_metric_29_total{") == 60
@@ -628,8 +557,8 @@ def turns(nursery):
     return turns
 
 
-async def test_all_exports_that_wait_are_taken_in_one_turn(nursery, turns, monkeypatch):
-    monkeypatch.setattr(module, "_STEP_TIME", math.inf)
+async def test_all_exports_that_wait_are_received_in_one_turn(nursery, turns, monkeypatch):
+    monkeypatch.setattr(_pacing, "_STEP_TIME", math.inf)
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](0)
     for number in range(1_000):
@@ -643,7 +572,7 @@ async def test_all_exports_that_wait_are_taken_in_one_turn(nursery, turns, monke
     assert len(turns) < 5
 
 
-async def test_exports_are_taken_though_there_is_no_time_to_render_them(
+async def test_exports_are_received_even_without_time_to_render_them(
     autojump_clock, monkeypatch
 ):
     exporter = PrometheusExporter()
@@ -653,8 +582,8 @@ async def test_exports_are_taken_though_there_is_no_time_to_render_them(
     page.put(export({"total": 2}, interval=10))
     await trio.sleep(10)
     assert " 1.0" in collected(exporter)  # it has come, so its target is not gone
-    monkeypatch.setattr(module, "_RENDERING_TIMEOUT", 0)
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_exporter, "_RENDERING_TIMEOUT", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     page.put(export(dst="b"))
     page.put(export({"total": 3}))  # in place of that which waits
     assert await samples(exporter) == [f"probe_total{{{IN_TEXT}}} 3"]
@@ -663,32 +592,32 @@ async def test_exports_are_taken_though_there_is_no_time_to_render_them(
     assert not page.waiting
 
 
-async def test_what_was_taken_before_it_was_cancelled_is_rendered_by_the_next_scrape(
+async def test_exports_received_before_a_cancellation_are_rendered_by_the_next_scrape(
     nursery, monkeypatch
 ):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](10)
     for dst in "abc":
         send.send_nowait(export(dst=dst))
     with trio.CancelScope() as scope:
-        page_put = module._Page.put
+        page_put = _page.Page.put
 
         def put(page, taken):
             page_put(page, taken)
             if taken.labels.get("dst") == "b":
                 scope.cancel()
 
-        monkeypatch.setattr(module._Page, "put", put)
-        monkeypatch.setattr(module._Step, "is_half_over", False)
+        monkeypatch.setattr(_page.Page, "put", put)
+        monkeypatch.setattr(_pacing.Step, "is_half_over", False)
         await exporter.run(receive)
     assert len(exporter._page.waiting) == 2
     assert len(await samples(exporter)) == 3
 
 
-async def test_a_scrape_is_as_of_one_instant_whatever_comes_meanwhile(monkeypatch):
-    monkeypatch.setattr(module, "_STEP_TIME", 0)
-    monkeypatch.setattr(module, "_CHUNK", 1)
+async def test_a_scrape_is_consistent_whatever_arrives_meanwhile(monkeypatch):
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
+    monkeypatch.setattr(_server, "_CHUNK_SIZE", 1)
     exporter = PrometheusExporter()
 
     exporter._page.use(trio.lowlevel.current_clock())
@@ -711,7 +640,7 @@ async def test_a_scrape_is_as_of_one_instant_whatever_comes_meanwhile(monkeypatc
             exporter._page._drop(frozenset({**LABELS, "dst": str(len(body))}.items()))
 
     scope = {"type": "http", "path": "/metrics", "method": "GET"}
-    await exporter._answer(scope, trio.sleep_forever, send)
+    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
     shown = parsed(b"".join(body).decode())
     for family in "probe", "probe_m":
         assert [*shown[family][2].values()] == [0] * 2_000
@@ -736,7 +665,7 @@ async def test_a_collector_gives_a_registry_what_a_scrape_shows():
     assert "probe_latency_seconds" in parsed(text)
 
 
-async def test_a_registry_can_render_it_as_open_metrics():
+async def test_a_registry_can_render_open_metrics():
     exporter = PrometheusExporter(created=True)
     metrics = {
         "total": 1,
@@ -753,7 +682,7 @@ async def test_a_registry_can_render_it_as_open_metrics():
     assert f"probe_total{{{','.join(sorted(IN_TEXT.split(',')))}}} 1.0" in text
 
 
-async def test_a_collector_leaves_out_what_is_gone(autojump_clock):
+async def test_a_collector_skips_stale_targets(autojump_clock):
     exporter = PrometheusExporter()
     await feed(exporter, export(interval=10), export(interval=100, dst="b"))
     await trio.sleep(30.5)
@@ -761,7 +690,7 @@ async def test_a_collector_leaves_out_what_is_gone(autojump_clock):
     assert 'dst="b"' in collected(exporter)
 
 
-async def test_a_registry_may_collect_in_a_thread_while_exports_come(nursery):
+async def test_a_registry_may_collect_in_a_thread_while_exports_arrive(nursery):
     exporter = PrometheusExporter()
     send, receive = trio.open_memory_channel[EventMetrics](0)
     nursery.start_soon(exporter.run, receive)
@@ -784,376 +713,7 @@ async def test_a_registry_may_collect_in_a_thread_while_exports_come(nursery):
             number += 1
 
 
-# Serving
-
-
-async def get(address, path="/metrics", method="GET"):
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        host, port = address
-        host = f"[{host}]" if ":" in host else host
-        return await client.request(method, f"http://{host}:{port}{path}")
-
-
-async def test_it_serves_a_scrape_on_loopback_and_tells_the_address(nursery):
-    exporter = PrometheusExporter(0)
-    await feed(exporter, export(dst="é"))
-    host, port = await serve(nursery, exporter)
-    assert host == "127.0.0.1"
-    response = await get((host, port))
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert "server" not in response.headers
-    _, _, text = await scrape(exporter)
-    assert response.text == text
-
-
-async def test_a_port_can_be_chosen_and_is_free_again_afterwards(nursery):
-    async with trio.open_nursery() as first:
-        host, port = await serve(first, PrometheusExporter(0))
-        assert (await get((host, port))).status_code == 200
-        first.cancel_scope.cancel()
-    assert await serve(nursery, PrometheusExporter(port)) == (host, port)
-    assert (await get((host, port))).status_code == 200
-
-
-async def test_on_a_port_of_ones_choice_it_serves_all_addresses_of_the_host(nursery):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    await serve(nursery, PrometheusExporter(port, "localhost"))
-    for *_, address in await trio.socket.getaddrinfo("localhost", port, type=1):
-        assert (await get(address[:2])).status_code == 200
-
-
-@pytest.mark.parametrize("host", ["::1", "localhost"])
-async def test_another_host_can_be_chosen(nursery, host):
-    address = await serve(nursery, PrometheusExporter(0, host))
-    assert (await get(address)).status_code == 200
-
-
-@pytest.fixture
-def addresses(monkeypatch):
-    """The addresses of any host."""
-    addresses = []
-
-    async def found(*_):
-        await trio.lowlevel.checkpoint()
-        return addresses
-
-    monkeypatch.setattr(module, "addresses_of", found)
-    return addresses
-
-
-async def test_on_a_free_port_it_serves_the_first_address_of_the_host(nursery, addresses):
-    addresses += "127.0.0.2", "127.0.0.1"
-    host, port = await serve(nursery, PrometheusExporter(0))
-    assert host == "127.0.0.2"
-    with socket.create_server(("127.0.0.1", port)):
-        pass
-
-
-async def test_on_a_port_that_one_address_has_taken_it_serves_none(addresses):
-    addresses += "127.0.0.1", "127.0.0.2"
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=r"can't listen on 127\.0\.0\.1:\d+: Address"):
-            await PrometheusExporter(port).run(channel_of())
-        with socket.create_server(("127.0.0.1", port)):
-            pass
-
-
-async def test_addresses_of_a_kind_that_the_system_lacks_are_not_served(
-    nursery, addresses, monkeypatch
-):
-    listen = trio.open_tcp_listeners
-
-    async def listen_without_ipv6(port, *, host):
-        if ":" in host:
-            await trio.lowlevel.checkpoint()
-            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
-        return await listen(port, host=host)
-
-    monkeypatch.setattr(trio, "open_tcp_listeners", listen_without_ipv6)
-    addresses += "::1", "127.0.0.1"
-    address = await serve(nursery, PrometheusExporter(0))
-    assert (await get(address)).status_code == 200
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    addresses.append("::2")
-    assert (await serve(nursery, PrometheusExporter(port)))[1] == port
-    addresses[:] = ["::1"]
-    with pytest.raises(OSError, match=r"can't listen on .*: no IPv6"):
-        await PrometheusExporter(0).run(channel_of())
-
-
-async def test_its_host_is_looked_up_though_other_lookups_hold_all_threads(nursery):
-    limiter = trio.to_thread.current_default_thread_limiter()
-    while limiter.available_tokens:
-        limiter.acquire_on_behalf_of_nowait(object())
-    with trio.fail_after(30):
-        address = await serve(nursery, PrometheusExporter(0, "localhost"))
-    async with await trio.open_tcp_stream("127.0.0.1", address[1]):
-        pass
-
-
-async def test_a_port_that_is_taken_is_a_clear_error():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            OSError, match=f"can't listen on 127.0.0.1:{port}: Address already"
-        ):
-            await PrometheusExporter(port).run(channel_of())
-
-
-@pytest.fixture
-async def big_answer(nursery, monkeypatch):
-    """A run whose exports can be closed, and a scraper that has read only a little."""
-    monkeypatch.setattr(module, "_UNREAD_TIMEOUT", 1_000)
-    send, exports = trio.open_memory_channel(1)
-    await send.send(export(text="x" * 10_000_000))
-    exporter = PrometheusExporter(0)
-    ended = trio.Event()
-
-    async def run(task_status):  # noqa: ASYNC114, ASYNC128  # it hands it on
-        await exporter.run(exports, task_status=task_status)
-        ended.set()
-
-    address = await nursery.start(run)
-    assert address == exporter.address
-    async with await trio.open_tcp_stream(*address) as stream:
-        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        await stream.receive_some(1)
-        yield send, stream, ended
-    assert exporter.address is None
-
-
-async def test_an_answer_in_progress_is_finished_when_the_exports_end(
-    big_answer, monkeypatch
-):
-    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", math.inf)
-    exports, stream, ended = big_answer
-    exports.close()
-    await wait_all_tasks_blocked()
-    assert not ended.is_set()
-    with pytest.raises(OSError):
-        await trio.open_tcp_stream(*stream.socket.getpeername())
-    received = bytearray()
-    async for chunk in stream:
-        received += chunk
-    assert received.endswith(b"\r\n0\r\n\r\n")
-    with trio.fail_after(30):
-        await ended.wait()
-
-
-async def test_an_answer_that_takes_long_is_cut_off_when_the_exports_have_ended(
-    big_answer, monkeypatch
-):
-    monkeypatch.setattr(module, "_LAST_ANSWERS_TIMEOUT", 0.01)
-    exports, _, ended = big_answer
-    exports.close()
-    with trio.fail_after(30):
-        await ended.wait()
-
-
-async def test_when_the_exports_end_no_more_connections_are_accepted(nursery):
-    send, exports = trio.open_memory_channel(0)
-    address = await nursery.start(PrometheusExporter(0).run, exports)
-    async with await trio.open_tcp_stream(*address) as idle:
-        send.close()
-        with suppress(trio.BrokenResourceError):
-            assert await idle.receive_some() == b""
-        with pytest.raises(OSError):
-            await trio.open_tcp_stream(*address)
-
-
-async def test_two_runs_at_once_on_one_port_are_refused_and_nothing_is_closed(nursery):
-    exporter = PrometheusExporter(0)
-    await serve(nursery, exporter)
-    send, exports = trio.open_memory_channel(0)
-    with pytest.raises(trio.BusyResourceError, match="already running; let keepers share"):
-        await exporter.run(exports)
-    with pytest.raises(trio.WouldBlock):  # as opposed to closed
-        exports.receive_nowait()
-    send.close()
-
-
-async def test_without_a_port_several_runs_go_on_at_once_and_none_has_an_address(nursery):
-    exporter = PrometheusExporter()
-    for dst in "ab":
-        send, exports = trio.open_memory_channel(0)
-        assert await nursery.start(exporter.run, exports) is None
-        await send.send(export(dst=dst))
-    await wait_all_tasks_blocked()
-    assert exporter.address is None
-    _, _, text = await scrape(exporter)
-    assert 'dst="a"' in text
-    assert 'dst="b"' in text
-
-
-@pytest.mark.parametrize("host", ["no such host", "a..b", "a" * 64])
-async def test_a_host_that_does_not_exist_is_a_clear_error(host):
-    with pytest.raises(OSError, match=f"can't listen on {host}:9464: "):
-        await PrometheusExporter(9464, host).run(channel_of())
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"port": -1}, ValueError, "port must be from 0 to 65535, got -1"),
-        ({"port": 65_536}, ValueError, "port must be from 0 to 65535, got 65536"),
-        ({"port": "9464"}, TypeError, "port must be an integer or None, got '9464'"),
-        ({"port": True}, TypeError, "port must be an integer or None, got True"),
-        ({"host": None}, TypeError, "'host' must be <class 'str'>"),
-    ],
-)
-def test_a_port_or_host_that_cannot_be_one_is_refused(options, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        PrometheusExporter(**options)
-
-
-async def test_only_metrics_and_the_root_answer():
-    exporter = PrometheusExporter()
-    root = "trio-statskeeper: metrics are at /metrics\n"
-    assert (await scrape(exporter, "/"))[::2] == (200, root)
-    for path in "/metrics/", "/x", "", "/METRICS", "//":
-        status, headers, text = await scrape(exporter, path)
-        assert headers == {b"content-type": b"text/plain; charset=utf-8"}
-        assert (status, text) == (404, "Not found: metrics are at /metrics\n")
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
-@pytest.mark.parametrize("path", ["/", "/metrics"])
-async def test_other_methods_than_get_and_head_are_refused(method, path):
-    status, headers, _ = await scrape(PrometheusExporter(), path, method)
-    assert status == 405
-    assert headers[b"allow"] == b"GET, HEAD"
-
-
-async def test_a_head_request_gets_no_body(nursery):
-    exporter = PrometheusExporter(0)
-    await feed(exporter, export())
-    address = await serve(nursery, exporter)
-    response = await get(address, method="HEAD")
-    assert (response.status_code, response.content) == (200, b"")
-
-
-async def test_a_websocket_is_refused():
-    events = []
-
-    async def send(event):
-        await trio.lowlevel.checkpoint()
-        events.append(event)
-
-    scope = {"type": "websocket", "path": "/metrics"}
-    await PrometheusExporter()._answer(scope, trio.sleep_forever, send)
-    assert events == [{"type": "websocket.close"}]
-
-
-async def test_cancelled_it_raises_a_bare_cancelled_though_connections_are_open():
-    raised = None
-
-    async def run(task_status):  # noqa: ASYNC114, ASYNC128  # it hands it on
-        nonlocal raised
-        try:
-            _, exports = trio.open_memory_channel(0)
-            await PrometheusExporter(0).run(exports, task_status=task_status)
-        except BaseException as error:
-            raised = error
-            raise
-
-    async with trio.open_nursery() as nursery:
-        address = await nursery.start(run)
-        async with await trio.open_tcp_stream(*address) as stream:
-            await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            await stream.receive_some()
-            nursery.cancel_scope.cancel()
-    assert type(raised) is trio.Cancelled
-
-
-@pytest.mark.parametrize("settings", [b"A", b"AAAA"])
-async def test_a_request_that_makes_no_sense_ends_its_own_connection_alone(
-    nursery, caplog, settings
-):
-    address = await serve(nursery, PrometheusExporter(0))
-    async with await trio.open_tcp_stream(*address) as stream:
-        await stream.send_all(
-            b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
-            b"HTTP2-Settings: " + settings + b"\r\n\r\n"
-        )
-        with suppress(trio.BrokenResourceError):
-            while await stream.receive_some():
-                pass
-    assert (await get(address)).status_code == 200
-    (message,) = caplog.messages
-    assert message.startswith("a connection for metrics failed: ExceptionGroup(")
-
-
-@pytest.mark.parametrize("then", [b"", b"\xff" * 50], ids=["nothing", "rubbish"])
-async def test_a_client_that_begins_with_http_2_and_then_is_silent_is_hung_up_on(
-    nursery, monkeypatch, then
-):
-    monkeypatch.setattr(module._Config, "read_timeout", 0.1)
-    address = await serve(nursery, PrometheusExporter(0))
-    async with await trio.open_tcp_stream(*address) as stream:
-        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + then)
-        with trio.fail_after(30):
-            while await stream.receive_some():
-                pass
-
-
-async def test_a_client_that_by_http_2_never_lets_an_answer_be_sent_is_hung_up_on(
-    nursery, monkeypatch
-):
-    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.1)
-    monkeypatch.setattr(module._Config, "keep_alive_timeout", 0.1)
-    client = H2Connection()
-    client.initiate_connection()
-    client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
-    head = {":method": "GET", ":scheme": "http", ":authority": "x", ":path": "/metrics"}
-    client.send_headers(1, head.items(), end_stream=True)
-    exporter = PrometheusExporter(0)
-    await feed(exporter, export())
-    address = await serve(nursery, exporter)
-    async with await trio.open_tcp_stream(*address) as stream:
-        await stream.send_all(client.data_to_send())
-        with trio.fail_after(30):
-            while await stream.receive_some():
-                pass
-
-
-async def test_a_keyboard_interrupt_in_an_answer_ends_the_server(monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(module, "own_statistics", interrupt)
-    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
-        async with trio.open_nursery() as nursery:
-            address = await serve(nursery, exporter)
-            async with await trio.open_tcp_stream(*address) as stream:
-                await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                await trio.sleep_forever()
-
-
-async def test_it_serves_where_the_system_has_no_user_timeout(nursery, monkeypatch):
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
-    address = await serve(nursery, PrometheusExporter(0))
-    assert (await get(address)).status_code == 200
-
-
-async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
-    def bug(*_):
-        raise RuntimeError("a bug")
-
-    exporter = PrometheusExporter(0, statistics_of=[make_keeper()])
-    monkeypatch.setattr(module, "own_statistics", bug)
-    address = await serve(nursery, exporter)
-    assert (await get(address)).status_code == 500
-    assert "a bug" in caplog.text
-    assert {record.name for record in caplog.records} == {"trio_statskeeper"}
-    caplog.clear()
-
-
-# Whatever comes
+# Any exports
 
 
 @given(
@@ -1170,7 +730,7 @@ async def test_a_bug_in_an_answer_is_logged(nursery, caplog, monkeypatch):
     ),
     st.booleans(),
 )
-def test_whatever_comes_the_page_can_be_read_and_is_what_a_registry_shows(exports, created):
+def test_any_exports_give_a_valid_page_equal_to_that_of_a_registry(exports, created):
     logging.getLogger("trio_statskeeper").setLevel(logging.CRITICAL)
 
     async def main():

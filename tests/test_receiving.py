@@ -10,7 +10,7 @@ from helpers import channel_of
 from trio_statskeeper._receiving import receive_batch
 
 
-async def test_a_batch_is_what_waits_in_order_and_at_most_as_many_as_wanted():
+async def test_a_batch_is_what_waits_in_order_up_to_a_limit():
     channel = channel_of(*"abcde")
     assert await receive_batch(channel, 3) == ["a", "b", "c"]
     assert await receive_batch(channel, 3) == ["d", "e"]

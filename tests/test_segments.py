@@ -23,8 +23,8 @@ changes = st.lists(st.tuples(keys, st.integers() | st.none()), max_size=60)
 
 
 @given(changes, st.integers(0, 60), st.integers(1, 4))
-def test_it_is_a_dict_and_a_snapshot_stays_as_it_was(changes, snapshot_at, size):
-    _segments._SIZE = size
+def test_it_is_a_dict_whose_snapshots_do_not_change(changes, snapshot_at, size):
+    _segments._SEGMENT_SIZE = size
     segmented, model = SegmentedDict(), {}
     snapshot, then = segmented.snapshot(), {}
     for number, (series, value) in enumerate(changes):
@@ -43,7 +43,7 @@ def test_it_is_a_dict_and_a_snapshot_stays_as_it_was(changes, snapshot_at, size)
     assert sorted(segmented.values()) == sorted(model.values())
 
 
-def test_however_large_it_is_no_segment_is():
+def test_segments_stay_small_however_many_keys():
     segmented = SegmentedDict()
     for number in range(20_000):
         segmented.set(frozenset({("dst", str(number))}), number)

@@ -26,7 +26,7 @@ from trio_statskeeper import (
     Prober,
     ProbeResult,
     StatsKeeper,
-    _fan_out,
+    _pacing,
     fan_out,
     open_keeper,
     open_outputs,
@@ -273,7 +273,7 @@ async def test_an_output_that_took_all_but_did_not_return_is_named_too(
 async def test_without_a_grace_an_output_is_named_though_not_all_was_passed_on_to_it(
     autojump_clock, caplog, monkeypatch
 ):
-    monkeypatch.setattr(_fan_out, "_STEP", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     async with open_outputs(stuck, grace=0) as exports:
         for target in range(50):
             await exports.send(EventMetrics(0, 0, {"dst": str(target)}, {"total": 1}))
@@ -663,7 +663,7 @@ async def test_a_clone_of_the_results_that_stays_open_delays_nothing(autojump_cl
 async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(
     autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_fan_out, "_STEP", 0)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     recorder = Recorder()
     async with open_outputs(recorder.run) as exports:
         clone = exports.clone()

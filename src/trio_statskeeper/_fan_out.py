@@ -1,18 +1,18 @@
-"""One exports channel to many outputs.
+"""From one channel of exports to many outputs.
 
 Theory of operation
 ===================
 
-Each output has a queue of what it still has to get, with the newest export of each series,
-and a channel whose buffer holds the first of that queue. The queue is what counts: an
-export is removed from it only when the output has taken it from the buffer.
+Each output has a conflating queue, with the newest export of each series that it has not
+received, and a channel whose buffer has the first exports of that queue. An export stays in
+the queue until the output has received it from the buffer.
 
-An output that keeps up empties the buffer each time, so that exports go through in batches.
-When an output lags, newer exports replace those in the queue. If one of them is in the
-buffer, all that is there is taken back, by a clone of the output's end, and the buffer is
-filled again from the queue: what an output receives is never old.
+An output that keeps up empties the buffer each time, so exports are passed on in batches.
+When an output lags, newer exports replace those in the queue. If one of these is in the
+buffer, the whole buffer is taken back, by a clone of the output's end, and filled again
+from the queue: an output never receives an outdated export.
 
-A task for each output waits until there is room in a full buffer, and fills it.
+A task for each output waits until a full buffer has room, and fills it.
 """
 
 from __future__ import annotations
@@ -22,31 +22,29 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from inspect import signature
 from operator import is_
-from time import perf_counter
 from typing import Any, TypeAlias, cast
 
 import attrs
 import trio
 
 from ._arguments import quote
+from ._conflating import ConflatingQueue, arrival_of, stale_at
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
 from ._log import logger
-from ._newest import Newest, arrival_of, when_gone
 from ._nursery import open_flat_nursery
+from ._pacing import Step
 
-# What an output is: an async function that receives exports until they end.
+# An async function that receives exports until they end.
 Output: TypeAlias = Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[object]]
 
-# Exports in the channel of an output, which can take them all in one scheduler turn. Taking
-# them back and filling it again takes about a quarter of a millisecond per lagging output.
-_BUFFER = 200
+# Exports in the channel of an output, which can receive them all in one turn of the
+# scheduler. Taking them back and filling the buffer again takes about a quarter of a
+# millisecond per lagging output.
+_BUFFER_SIZE = 200
 
-# Exports that are dropped between two checkpoints: freeing many at once takes long.
+# Exports that are dropped between two checkpoints: freeing many at once stalls the loop.
 _DROPPED_BATCH = 500
-
-# Seconds of receiving between two checkpoints.
-_STEP = 0.0005
 
 
 def validate_outputs(of: str, outputs: Sequence[Output]) -> None:
@@ -62,7 +60,7 @@ def validate_outputs(of: str, outputs: Sequence[Output]) -> None:
 
 
 @trio.lowlevel.enable_ki_protection
-async def fan_out(  # noqa: ASYNC128  # it hands `started` on
+async def fan_out(  # noqa: ASYNC128  # it passes `started` on
     exports: trio.MemoryReceiveChannel[EventMetrics],
     *outputs: Output,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -72,23 +70,22 @@ async def fan_out(  # noqa: ASYNC128  # it hands `started` on
         nursery.start_soon(keeper.run, results_receive, exports_send)
         nursery.start_soon(fan_out, exports_receive, prometheus.run, write_lines)
 
-    An output is an async function of a channel, from which it receives each export until
-    they end. An output that lags gets, when it comes back, the newest export of each
-    target: those in between are skipped, and so are targets that have not come for three
-    export intervals.
+    An output is an async function of a channel, from which it receives exports until they
+    end. An output that lags receives only the newest export of each target. Older exports
+    are skipped, and so are targets without an export for three of their export intervals.
 
-    When `exports` ends, each output gets what it still has to get, then its channel ends,
-    and `fan_out` returns when all outputs have returned. An output that returns or closes
-    its channel before that gets no more exports, which is logged, and the others go on.
-    When no output receives any more, `fan_out` closes `exports`.
+    When `exports` ends, each output receives what is left for it, and then its channel
+    ends. `fan_out` returns when all outputs have returned. An output that returns or closes
+    its channel earlier receives no more exports, which is logged, and the others continue.
+    When no output is left, `fan_out` closes `exports`.
 
-    What an output raises is raised, and cancels the others.
+    If an output raises an exception, the others are cancelled, and it is raised.
 
     Args:
       exports: what a keeper sends. Closed on return.
       *outputs: one or more functions.
-      task_status: for `nursery.start`, told when all outputs have started: those that take
-        a `task_status`, too, have said so.
+      task_status: for `nursery.start`: started when all outputs have started. Outputs with
+        a parameter `task_status` report that themselves.
 
     Raises:
       TypeError: if an output can't be called; `exports` is not closed then.
@@ -105,10 +102,10 @@ class FanOut:
     exports: trio.MemoryReceiveChannel[EventMetrics]
     outputs: Sequence[Output]
     fail: Callable[[BaseException], None] | None = None
-    """Called with what an output raises, if the others are to go on until the exports end.
-    None: it is raised."""
+    """Called with what an output raises, if the others should continue. None: the
+    exception is raised."""
 
-    # Those that still get exports.
+    # Those of outputs that still receive exports.
     _active: list[_Feed] = attrs.field(init=False, factory=list["_Feed"])
     _receiving: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
     _ended: bool = attrs.field(init=False, default=False)
@@ -124,7 +121,7 @@ class FanOut:
         with self.exports:
             async with open_flat_nursery() as nursery:
                 for output in self.outputs:
-                    send, receive = trio.open_memory_channel[EventMetrics](_BUFFER)
+                    send, receive = trio.open_memory_channel[EventMetrics](_BUFFER_SIZE)
                     feed = _Feed(send, receive.clone(), self._active, self._receiving)
                     feeds.append(feed)
                     self._active.append(feed)
@@ -140,7 +137,7 @@ class FanOut:
                     feed.end()
 
     def end(self) -> None:
-        """End the exports now, whoever could still send some."""
+        """End the exports now, even if their senders are open."""
         self._ended = True
         if self.exports.statistics().open_send_channels:
             self._receiving.cancel()
@@ -164,9 +161,9 @@ class FanOut:
         try:
             with exports:
                 await _call(output, exports, feed)
-            feed.started()  # if it has not said so
+            feed.started()  # if it has not reported that
             feed.stop("returned")
-        except BaseException as error:  # noqa: ASYNC103  # raised by whoever is told
+        except BaseException as error:  # noqa: ASYNC103  # `fail` has it raised
             feed.close()
             cancelled = is_cancellation(error)
             if cancelled and self._ended:
@@ -184,27 +181,25 @@ class FanOut:
 
     @trio.lowlevel.enable_ki_protection
     async def _receive(self) -> None:
-        """Pass on all that waits, again and again, until no more comes."""
+        """Pass on all exports that wait, until they end."""
         async for received in self.exports:
             export = received
-            pause_at = perf_counter() + _STEP
+            step = Step()
             for feed in self._active:
-                feed.settle()  # so that no newer export takes the place of a taken one
+                feed.settle()  # so that no newer export replaces a received one
             with suppress(trio.WouldBlock, trio.EndOfChannel):
                 while True:
                     self._put(export)
-                    if perf_counter() >= pause_at:
+                    if step.is_over:
                         break
                     export = self.exports.receive_nowait()
             for feed in self._active.copy():
                 if feed in self._active:
                     feed.wake()
-                if perf_counter() >= pause_at:
-                    await trio.lowlevel.checkpoint()
-                    pause_at = perf_counter() + _STEP
+                await step.pause_if_over()
 
     def _drain(self) -> None:
-        """Take what waits, if `_receive` was cancelled."""
+        """Receive what waits, after `_receive` was cancelled."""
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
                 self._put(self.exports.receive_nowait())
@@ -229,44 +224,45 @@ async def _call(
 def _takes_task_status(output: Output) -> bool:
     try:
         parameter = signature(output).parameters.get("task_status")
-    except (TypeError, ValueError):  # not every callable tells
+    except (TypeError, ValueError):  # not every callable has a signature
         return False
     return parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY
 
 
 @attrs.define(eq=False)
 class _Feed:
-    """What an output still has to get, and the channel that takes it there."""
+    """What an output has not received yet, and its channel."""
 
     _send: trio.MemorySendChannel[EventMetrics]
     recall: trio.MemoryReceiveChannel[EventMetrics]
-    """A clone of the output's end, to be closed when the output has returned."""
+    """A clone of the output's end of the channel, to take back what it has not received."""
     _active: list[_Feed]
-    """Those that still get exports, this one among them."""
+    """The feeds that still receive exports, this one among them."""
     _receiving: trio.CancelScope
-    """To be cancelled when no output receives any more."""
+    """Cancelled when no feed is active."""
 
     name: str = attrs.field(init=False, default="")
     has_started: trio.Event = attrs.field(init=False, factory=trio.Event)
-    waiting: Newest = attrs.field(init=False, factory=Newest)
-    # When it took an export, or there was none to take, and whether that is long ago.
+    waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
+    # When the output last received an export, or had none to receive, and whether that is
+    # too long ago.
     _taken_at: float = attrs.field(init=False, factory=trio.current_time)
     _is_stuck: bool = attrs.field(init=False, default=False)
-    # How many waited when it was closed, beside those in the channel.
+    # Exports that waited when the feed was closed, without those in the channel.
     _dropped: int = attrs.field(init=False, default=0)
-    # The first of what waits, as they were put into the channel.
+    # The first exports of the queue, as they were put into the channel.
     _offered: deque[EventMetrics] = attrs.field(init=False, factory=deque[EventMetrics])
     _idle: trio.lowlevel.ParkingLot = attrs.field(
         init=False, factory=trio.lowlevel.ParkingLot
     )
 
     def started(self, _: object = None) -> None:
-        """Be told that the output has started, as a `trio.TaskStatus` is."""
+        """Note that the output has started; has the signature of `trio.TaskStatus`."""
         self.has_started.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:  # noqa: ASYNC910  # it waits until the end
-        """Fill the channel whenever there is room, until the end."""
+        """Fill the channel whenever it has room, until the end."""
         with self._send, suppress(trio.ClosedResourceError):
             try:
                 while self in self._active:
@@ -288,25 +284,25 @@ class _Feed:
 
     @property
     def untaken(self) -> int:
-        """How many exports the output did not take, once this is closed."""
+        """How many exports the output did not receive, after `close`."""
         return self._dropped + self.recall.statistics().current_buffer_used
 
     def wake(self) -> None:
-        """Have the channel filled: by `run` in a step of its own, or now if it can't."""
+        """Have the channel filled: by `run` if it is idle, and otherwise now."""
         if self._idle:
             self._idle.unpark()
         else:
             self.fill()
 
     def fill(self) -> list[EventMetrics]:
-        """Put the first of what waits into the channel; return the next if it is full."""
+        """Put the first exports into the channel; if it is full, return those left over."""
         if self._send.statistics().open_receive_channels == 1:
             self.stop("closed its channel")
             return []
         untaken = self.settle()
-        first = self.waiting.first(_BUFFER + 1)
+        first = self.waiting.first(_BUFFER_SIZE + 1)
         if len(first) < untaken or not all(map(is_, self._offered, first)):
-            # One was replaced, or is stale.
+            # One of those in the channel was replaced, or is stale.
             for _ in range(untaken):
                 self.recall.receive_nowait()
             self._offered.clear()
@@ -319,7 +315,7 @@ class _Feed:
         return first[len(self._offered) :]
 
     def settle(self) -> int:
-        """Remove what the output has taken; return how many are offered and not taken."""
+        """Remove what the output has received; return how many are left in the channel."""
         channel = self._send.statistics()
         untaken = channel.current_buffer_used + channel.tasks_waiting_send
         taken = len(self._offered) - untaken
@@ -328,26 +324,26 @@ class _Feed:
         return untaken
 
     def _note_taken(self, taken: int, untaken: int) -> None:
-        """Log an output that takes nothing for three export intervals, and its recovery."""
+        """Log if the output is stuck for three export intervals, and its recovery."""
         now = trio.current_time()
         if taken or not untaken:
             self._taken_at = now
             if self._is_stuck:
                 self._is_stuck = False
                 logger.info("%s: recovered", self.name)
-        elif not self._is_stuck and when_gone(self._offered[0], self._taken_at) < now:
+        elif not self._is_stuck and stale_at(self._offered[0], self._taken_at) < now:
             self._is_stuck = True
             logger.warning(
-                "%s: takes no exports; the newest of each target wait", self.name
+                "%s: receives no exports; keeping the newest of each target", self.name
             )
 
     def end(self) -> None:
-        """Say that no more exports come."""
+        """Note that no more exports come."""
         self.waiting.end()
         self._idle.unpark()
 
     def stop(self, why: str) -> None:
-        """Keep nothing more for the output, if it has not got everything."""
+        """Close the feed of an output that ended early, and log that."""
         if self in self._active:
             self.close()
             logger.warning(
@@ -360,7 +356,7 @@ class _Feed:
                 self._receiving.cancel()
 
     def close(self) -> None:
-        """Drop what waits, and pass on nothing more."""
+        """Drop what waits, and stop passing on exports."""
         if self in self._active:
             self._active.remove(self)
             self.settle()

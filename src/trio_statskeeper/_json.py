@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from json import JSONDecodeError, JSONDecoder, JSONEncoder
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import attrs
 
@@ -18,7 +18,7 @@ _Json: TypeAlias = "bool | int | float | str | list[_Json] | dict[str, _Json] | 
 
 _FIELDS = tuple(field.name for field in attrs.fields(EventMetrics))
 
-# ASCII alone, so that neither encodings nor lone surrogates can do harm.
+# ASCII alone: it is safe in any encoding, and lone surrogates are escaped.
 _encoder = JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
@@ -39,24 +39,28 @@ def to_json(event_metrics: EventMetrics) -> str:
 
 
 def _to_json(value: Value) -> object:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Gauge):
-        return {"gauge": _finite_or_text(value.value)}
-    if isinstance(value, Map):
-        return {"map": value.name, "values": dict(value.values)}
-    if isinstance(value, Distribution):
-        return {
-            "bounds": value.bounds,
-            "bucket_counts": value.bucket_counts,
-            "sum": value.sum,
-        }
-    number = _finite_or_text(value)
-    return {"number": number} if isinstance(number, str) else number
+    match value:
+        case int() | float():
+            number = _finite_or_text(value)
+            return {"number": number} if isinstance(number, str) else number
+        case str():
+            return value
+        case Gauge():
+            return {"gauge": _finite_or_text(value.value)}
+        case Map():
+            return {"map": value.name, "values": dict(value.values)}
+        case Distribution():
+            return {
+                "bounds": value.bounds,
+                "bucket_counts": value.bucket_counts,
+                "sum": value.sum,
+            }
+        case _:
+            assert_never(value)
 
 
 def _finite_or_text(value: float) -> int | float | str:
-    """Return the text of an infinite number, for which JSON has none."""
+    """Return `value`, or its text if it is infinite, which JSON can't represent."""
     if math.isfinite(value):
         return value
     return "+Inf" if value > 0 else "-Inf"
@@ -105,12 +109,12 @@ def _different_names(pairs: list[tuple[str, _Json]]) -> dict[str, _Json]:
     names: dict[str, _Json] = {}
     for name, value in pairs:
         if name in names:
-            raise ValueError(f"{quote(name)} stands twice in one object")
+            raise ValueError(f"{quote(name)} appears twice in one object")
         names[name] = value
     return names
 
 
-# `parse_number` knows neither NaN nor Infinity, and refuses what a float can't hold.
+# `parse_number` rejects NaN, Infinity, and what is too large for a float.
 _decoder = JSONDecoder(
     object_pairs_hook=_different_names,
     parse_int=parse_number,
@@ -145,7 +149,7 @@ def _from_json(value: _Json) -> Value:
     if names == {"bounds", "bucket_counts", "sum"}:
         return Distribution(
             [_number("each bound", bound) for bound in _array("bounds", value["bounds"])],
-            [_whole(count) for count in _array("bucket_counts", value["bucket_counts"])],
+            [_integer(count) for count in _array("bucket_counts", value["bucket_counts"])],
             _number("sum", value["sum"]),
         )
     raise ValueError(f"expected a gauge, map or distribution, got {quote(value)}")
@@ -169,10 +173,10 @@ def _text(what: str, value: _Json) -> str:
     raise ValueError(f"{what} must be a string, got {quote(value)}")
 
 
-def _whole(value: _Json) -> int:
+def _integer(value: _Json) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise ValueError(f"each bucket count must be a whole number, got {quote(value)}")
+    raise ValueError(f"each bucket count must be an integer, got {quote(value)}")
 
 
 def _number(what: str, value: _Json) -> int | float:

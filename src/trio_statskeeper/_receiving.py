@@ -1,4 +1,4 @@
-"""Receiving all that waits in a channel at once."""
+"""Receiving in batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ T = TypeVar("T")
 
 @trio.lowlevel.enable_ki_protection
 async def receive_batch(channel: trio.MemoryReceiveChannel[T], at_most: int) -> list[T]:
-    """Wait for an item; return it and those that wait behind it, in their order.
+    """Wait for an item; return it and those that wait behind it, in order.
 
-    A reader that needs a scheduler turn for each item lags in a busy loop. The number of
-    turns must not grow with the number of items.
+    A receiver that needs a turn of the scheduler for each item lags in a busy loop.
 
     Args:
       channel: where the items come from.
-      at_most: how many to return at most, so that the caller can process them in one step.
+      at_most: the most items to return: what the caller can process in one step.
 
     Raises:
       trio.EndOfChannel: if nothing waits and all senders have closed.

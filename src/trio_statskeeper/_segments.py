@@ -1,4 +1,4 @@
-"""A dict that can be listed at once, however large, and goes on changing meanwhile."""
+"""A dict with snapshots in constant time, which may change during iteration."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from ._newest import Series
+from ._conflating import Series
 
 V = TypeVar("V")
 
-# Keys of a segment: to copy it takes some microseconds.
-_SIZE = 500
+# Keys of a segment. Copying it takes some microseconds.
+_SEGMENT_SIZE = 500
 
 _MIN_HASH, _MAX_HASH = -sys.maxsize - 1, sys.maxsize
 
-# The lowest hash of its keys, whose it is, and its part of the dict.
+# The lowest hash of its keys, its owner, and its part of the dict.
 _Segment: TypeAlias = tuple[int, object, dict[Series, V]]
 
 
@@ -26,14 +26,14 @@ _Segment: TypeAlias = tuple[int, object, dict[Series, V]]
 class SegmentedDict(Generic[V]):
     """Values by series, in segments that are copied when they change after a snapshot.
 
-    To list 100,000 values takes milliseconds, and a dict that is gone through step by step
-    must not change in between. So each segment has the keys of a range of hashes, and is
+    Copying a dict of 100,000 values takes milliseconds, and a dict must not change while it
+    is iterated in steps. Instead, each segment has the keys of a range of hashes, and is
     split when it is full.
     """
 
-    # Replaced, never changed: a snapshot has the list as it was.
+    # This list is replaced, never changed: it may be that of a snapshot.
     _segments: list[_Segment[V]] = attrs.field(init=False)
-    # A new one after each snapshot: segments of earlier ones may be part of a snapshot.
+    # Replaced at each snapshot: segments of earlier owners may be part of a snapshot.
     _owner: object = attrs.field(init=False, factory=object)
     _len: int = attrs.field(init=False, default=0)
 
@@ -52,7 +52,7 @@ class SegmentedDict(Generic[V]):
         before = len(segment)
         segment[series] = value
         self._len += len(segment) - before
-        if len(segment) > _SIZE:
+        if len(segment) > _SEGMENT_SIZE:
             self._split(index)
 
     def remove(self, series: Series) -> V:
@@ -61,24 +61,24 @@ class SegmentedDict(Generic[V]):
         return value
 
     def snapshot(self) -> Iterable[Mapping[Series, V]]:
-        """Return all that there is now, segment by segment: it never changes."""
+        """Return the segments as they are now."""
         self._owner = object()
         return (segment for _, _, segment in self._segments)
 
     def values(self) -> list[V]:
-        """Return all values there are now; from any thread."""
+        """Return all values; from any thread."""
         segments = self._segments
         return [value for _, _, segment in segments for value in [*segment.values()]]
 
     def segment(self, number: int) -> list[tuple[Series, V]]:
-        """Return what a segment has now. Their numbers begin again after the last."""
+        """Return the items of a segment; numbers wrap around after the last."""
         return [*self._segments[number % len(self._segments)][2].items()]
 
     def _index(self, series: Series) -> int:
         return bisect_left(self._segments, (hash(series) + 1,)) - 1
 
     def _own(self, index: int) -> dict[Series, V]:
-        """Return a segment that may be changed."""
+        """Return a segment that may be changed, a copy if necessary."""
         start, owner, segment = self._segments[index]
         if owner is not self._owner:
             segment = segment.copy()

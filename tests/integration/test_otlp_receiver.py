@@ -39,9 +39,8 @@ from trio_statskeeper import (
     Map,
     Prober,
     StatsKeeper,
-    _otlp_delivery,
 )
-from trio_statskeeper.otlp import OTLPExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"
 TARGETS = [Endpoint("a"), Endpoint("b", 80)]
@@ -51,8 +50,8 @@ PATIENCE = 60
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch):
     """Retry at once, and ask no proxy."""
-    monkeypatch.setattr(_otlp_delivery, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(_otlp_delivery, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_delivery, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_delivery, "_LONGEST_DELAY", 0.2)
     monkeypatch.setenv("NO_PROXY", "*")
 
 

@@ -30,13 +30,11 @@ from trio_statskeeper import (
     EventMetrics,
     ProbeResult,
     StatsKeeper,
-    _otlp_delivery,
-    lines,
-    prometheus,
+    _outage,
 )
 from trio_statskeeper.lines import from_json, write_lines
-from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.otlp import OTLPExporter, _delivery
+from trio_statskeeper.prometheus import PrometheusExporter, _server
 
 PATIENCE = 30
 KEYS = ["a", "b"]
@@ -98,8 +96,8 @@ async def reset(stream):
 @pytest.fixture
 def no_long_pauses(monkeypatch):
     """Retry at once, and ask no proxy."""
-    monkeypatch.setattr(_otlp_delivery, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(_otlp_delivery, "_LONGEST_DELAY", 0.1)
+    monkeypatch.setattr(_delivery, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_delivery, "_LONGEST_DELAY", 0.1)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -517,7 +515,7 @@ async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault
 
 @pytest.mark.parametrize("fault", [connect_and_say_nothing, send_half_a_request])
 async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, caplog, fault):
-    monkeypatch.setattr(prometheus._Config, "keep_alive_timeout", 0.1)
+    monkeypatch.setattr(_server._Config, "keep_alive_timeout", 0.1)
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
         async with stream:
@@ -723,8 +721,8 @@ async def test_a_file_that_cant_be_written_for_a_while_costs_no_total(
     small_disk, monkeypatch, caplog, damaged, fault
 ):
     caplog.set_level("INFO", "trio_statskeeper")
-    monkeypatch.setattr(lines, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(lines, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_outage, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(_outage, "_LONGEST_DELAY", 0.2)
     path = small_disk / "logs" / "metrics.json"
     path.parent.mkdir()
     written = Written(path)

@@ -9,8 +9,8 @@ import pytest
 import trio
 from helpers import serve
 
-from trio_statskeeper import EventMetrics, prometheus
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper import EventMetrics
+from trio_statskeeper.prometheus import PrometheusExporter, _server
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def exporter():
 def served(monkeypatch):
     """An event that comes when a connection is over."""
     event = trio.Event()
-    serve_stream = PrometheusExporter._serve_stream
+    serve_stream = _server.Server.serve_stream
 
     async def noted(*args):
         try:
@@ -36,7 +36,7 @@ def served(monkeypatch):
         finally:
             event.set()
 
-    monkeypatch.setattr(PrometheusExporter, "_serve_stream", noted)
+    monkeypatch.setattr(_server.Server, "serve_stream", noted)
     return event
 
 
@@ -53,7 +53,7 @@ async def scraper_that_reads_nothing(
 async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending(
     exporter, served, monkeypatch, caplog
 ):
-    monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 1_000)
+    monkeypatch.setattr(_server, "_UNREAD_TIMEOUT", 1_000)
     async with trio.open_nursery() as nursery:
         address = await serve(nursery, exporter)
         async with scraper_that_reads_nothing(address):
@@ -66,7 +66,7 @@ async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending
 async def test_a_scraper_that_reads_nothing_is_not_waited_for(
     exporter, served, nursery, monkeypatch, caplog
 ):
-    monkeypatch.setattr(prometheus, "_UNREAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(_server, "_UNREAD_TIMEOUT", 0.1)
     address = await serve(nursery, exporter)
     async with scraper_that_reads_nothing(address):
         with trio.fail_after(30):

@@ -24,13 +24,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the soak needs 
 BROKEN = """
 import soak
 from trio_statskeeper._expiry import UnlistedTargets
-from trio_statskeeper._otlp_request import Request
+from trio_statskeeper.otlp._request import Request
 from trio_statskeeper._totals import Totals
-from trio_statskeeper.lines import _File
-from trio_statskeeper.prometheus import _Page
+from trio_statskeeper._sinks import AppendedFile
+from trio_statskeeper.prometheus._page import Page
 
 leaked, lost = [], []
-whole = Totals.fold, _Page.put, Request.add, _File.append
+whole = Totals.fold, Page.put, Request.add, AppendedFile.append
 
 def fold(self, result, *args):
     leaked.append(bytes(4_000))
@@ -52,7 +52,7 @@ def append(self, text):
     lines = text.splitlines(keepends=True)
     whole[3](self, "".join(line for line in lines if "target-152." not in line))
 
-Totals.fold, _Page.put, Request.add, _File.append = fold, put, add, append
+Totals.fold, Page.put, Request.add, AppendedFile.append = fold, put, add, append
 UnlistedTargets.expire_due = lambda *_: iter(())
 soak.main()
 """

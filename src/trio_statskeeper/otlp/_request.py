@@ -1,7 +1,9 @@
-"""Requests of OpenTelemetry's protocol, OTLP: exports in its terms.
+"""OTLP requests, built from exports.
 
-Values that OTLP can't hold are skipped, and logged once. This module knows no Trio; a
-request is built data point by data point, so that others can run in between.
+Values that OTLP can't represent are skipped, and logged once. This module does not use
+Trio: requests are built in short steps, and the caller lets other tasks run in between.
+
+https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/metrics/v1/metrics.proto
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, assert_never
 
 import attrs
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -25,20 +27,20 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
-from ._event_metrics import EventMetrics
-from ._families import Families, Family, valid_text
-from ._values import Distribution, Gauge, Map, Value
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._naming import Families, Family, valid_text
+from trio_statskeeper._values import Distribution, Gauge, Map, Value
 
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
 
-# Nanoseconds have 64 bits.
-_TOO_LATE = 2**64 / 1e9
+# "time_unix_nano" is a fixed64, in nanoseconds.
+_TIME_LIMIT = 2**64 / 1e9
 
-# Bytes that are serialized in one step. Parts of a message that follow one upon the other
-# are one message: https://protobuf.dev/programming-guides/encoding/#last-one-wins
+# Bytes that are serialized in one step. Serialized messages can be merged by concatenation:
+# https://protobuf.dev/programming-guides/encoding/#last-one-wins
 _PART_SIZE = 200_000
 
-# What receivers that are based on Prometheus make of service.name and service.instance.id.
+# The labels to which Prometheus-based receivers map service.name and service.instance.id.
 _OVERWRITTEN = frozenset(("job", "instance"))
 
 
@@ -55,7 +57,7 @@ class Request:
     overwritten: set[str] = attrs.field(init=False, factory=set[str])
     """Labels that receivers may overwrite."""
 
-    # Serialized parts, which follow one upon the other, and the bytes of their data points.
+    # Serialized parts, and the bytes of their data points.
     _parts: list[bytes] = attrs.field(init=False, factory=list[bytes])
     _size_of_parts: int = attrs.field(init=False, default=0)
     # The part that is being built.
@@ -76,30 +78,30 @@ class Request:
         self._metrics = of_resource.scope_metrics.add(scope=_SCOPE).metrics
 
     def add(self, export: EventMetrics, families: Families, now: float) -> Iterator[None]:
-        """Add an export; each of the iterator's steps is short."""
+        """Add an export, in the short steps of an iterator."""
         self.exports.append(export)
         resolved = families.resolve(export, now)
         start, end = export.start_timestamp, export.timestamp
-        if not (0 <= start < _TOO_LATE and 0 <= end < _TOO_LATE):
-            families.leave_out(
-                "times that are not between 1970 and 2554",
-                f"; {start!r} and {end!r} for instance",
+        if not (0 <= start < _TIME_LIMIT and 0 <= end < _TIME_LIMIT):
+            families.log_skipped(
+                "timestamps that are not between 1970 and 2554",
+                f": {start!r} and {end!r}",
             )
             yield
             return
         time = round(end * 1e9)
         start_time = min(round(start * 1e9), time)
         labels = [_attribute(name, label) for name, label in resolved.labels.items()]
-        # To merge bytes takes a third of the time that it takes to copy messages.
+        # Merging bytes takes a third of the time of copying messages.
         attributes = NumberDataPoint(attributes=labels).SerializeToString()
         self.overwritten.update(_OVERWRITTEN & resolved.labels.keys())
         for family, value in resolved.metrics:
             if isinstance(value, Distribution) and value.count >= 2**64:
-                families.leave_out(f"{family}: a count that OTLP can't hold")
+                families.log_skipped(f"{family}: a count is too large for OTLP")
                 continue
             if isinstance(value, Map | str) and family.label in _OVERWRITTEN:
                 self.overwritten.add(family.label)
-            for number, further in _parts(family, value):
+            for number, further in _numbers(family, value):
                 if isinstance(number, Distribution):
                     data_point = self._data_points_of(family).add(attributes=labels)
                     data_point.count = number.count
@@ -115,7 +117,7 @@ class Request:
                     else:
                         data_point.as_double = float(number)
                 data_point.time_unix_nano = time
-                if family.kind in ("counter", "histogram"):
+                if family.is_cumulative:
                     data_point.start_time_unix_nano = start_time
                 self.size += data_point.ByteSize()
                 if further:
@@ -139,38 +141,51 @@ class Request:
         return self._data_points[family]
 
     def _new_metric(self, family: Family) -> Any:
-        """Add a metric; return where its data points belong."""
+        """Add a metric, and return its data points."""
         metric = self._metrics.add(
             name=family.otlp_name,
             description=family.help,
             unit="s" if family.in_seconds else "",
         )
-        if family.kind == "counter":
-            metric.sum.is_monotonic = True
-            metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
-            return metric.sum.data_points
-        if family.kind == "histogram":
-            metric.histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
-            return metric.histogram.data_points
-        return metric.gauge.data_points
+        match family.kind:
+            case "counter":
+                metric.sum.is_monotonic = True
+                metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+                return metric.sum.data_points
+            case "info" | "gauge":
+                return metric.gauge.data_points
+            case "histogram":
+                metric.histogram.aggregation_temporality = (
+                    AGGREGATION_TEMPORALITY_CUMULATIVE
+                )
+                return metric.histogram.data_points
+            case _:
+                assert_never(family.kind)
 
 
-def _parts(
+def _numbers(
     family: Family, value: Value
 ) -> Iterator[tuple[float | Distribution, list[KeyValue]]]:
-    """Return the number of each data point, and the attributes it has beside the labels."""
-    if isinstance(value, Map):
-        assert family.label is not None
-        for key, count in value.values.items():
-            yield count, [_attribute(family.label, key)]
-    elif isinstance(value, str):
-        assert family.label is not None
-        yield 1, [_attribute(family.label, value)]
-    else:
-        yield value.value if isinstance(value, Gauge) else value, []
+    """Yield the number of each data point, and its attributes beside the labels."""
+    match value:
+        case int() | float():
+            yield value, []
+        case str():
+            assert family.label is not None
+            yield 1, [_attribute(family.label, value)]
+        case Gauge():
+            yield value.value, []
+        case Map():
+            assert family.label is not None
+            for key, count in value.values.items():
+                yield count, [_attribute(family.label, key)]
+        case Distribution():
+            yield value, []
+        case _:
+            assert_never(value)
 
 
-# Most labels are the same for all targets of a keeper.
+# Most labels are common to all targets of a keeper.
 @lru_cache(maxsize=1_000)
 def _attribute(name: str, value: str) -> KeyValue:
     return KeyValue(key=name, value=AnyValue(string_value=value))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
-from trio_statskeeper._families import Families, in_seconds, label_name, valid_text
+from trio_statskeeper._naming import Families, label_name, valid_text
+from trio_statskeeper._seconds import in_seconds
 
 HISTOGRAM = Distribution.of([3], [1, 2])
 
@@ -59,14 +60,14 @@ def resolve(metrics, families=None, now=0.0, **options):
         ),
     ],
 )
-def test_each_metric_has_a_name_of_its_kind(metric, value, expected):
+def test_each_metric_is_named_after_its_kind(metric, value, expected):
     family = resolve({metric: value})[metric]
     kind, name, otlp_name, label = expected
     assert (family.kind, family.label) == (kind, label)
     assert (family.name, family.otlp_name) == (f"probe_{name}", f"probe_{otlp_name}")
 
 
-def test_the_metric_total_is_called_so():
+def test_the_metric_total_is_not_called_total_total():
     family = resolve({"total": 1})["total"]
     assert (family.name, family.otlp_name) == ("probe", "probe_total")
     assert "probe_total" in family.names
@@ -114,14 +115,14 @@ def test_only_latency_metrics_are_converted_to_seconds():
     ]
 
 
-def test_in_seconds_already_values_are_left_as_they_are():
+def test_values_in_seconds_are_not_converted():
     metrics = {"latency": HISTOGRAM, "a-latency": 3}
     resolved = Families("probe_").resolve(export(metrics), 0)
     assert [value for _, value in resolved.metrics] == [HISTOGRAM, 3]
     assert resolved.metrics[0][1] is HISTOGRAM
 
 
-def test_an_infinite_gauge_is_as_long_in_seconds():
+def test_an_infinite_gauge_is_infinite_in_seconds():
     assert in_seconds(Gauge(-math.inf), 0.001) == Gauge(-math.inf)
 
 
@@ -136,12 +137,12 @@ def test_an_infinite_gauge_is_as_long_in_seconds():
         (Distribution([1e-200, 2e-200], [0, 1, 0], 1), 1e-200),
     ],
 )
-def test_what_floats_cannot_hold_in_seconds_is_left_out_and_logged(value, unit, caplog):
+def test_values_too_large_for_floats_in_seconds_are_skipped_and_logged(value, unit, caplog):
     metrics = {"latency": value, "total": 1}
     assert resolve(metrics, unit=unit).keys() == {"total"}
     (message,) = caplog.messages
     assert message.startswith("not exported: 'latency', a ")
-    assert message.endswith(("in seconds, it is beyond what floats can hold", "after 0.0"))
+    assert message.endswith(("in seconds, it is too large for a float", "after 0.0"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_what_floats_cannot_hold_in_seconds_is_left_out_and_logged(value, unit, 
         ({"x_count": Gauge(1)}, {"x": HISTOGRAM}),
     ],
 )
-def test_of_two_that_would_have_one_name_the_first_has_it(first, second, caplog):
+def test_of_two_metrics_that_would_share_a_name_the_first_has_it(first, second, caplog):
     families = Families("probe_")
     (metric,) = second
     for _ in range(2):
@@ -174,18 +175,18 @@ def test_of_two_that_would_have_one_name_the_first_has_it(first, second, caplog)
     # Once, not at each export.
     (message,) = caplog.messages
     assert message.startswith(f"not exported: {metric!r}, a")
-    assert "its name, probe_" in message
+    assert "its name probe_" in message
     assert message.endswith(
-        f" is that of {next(iter(first))!r}, a {resolve(first)[next(iter(first))].kind}"
+        f" belongs to {next(iter(first))!r}, a {resolve(first)[next(iter(first))].kind}"
     )
 
 
-def test_whole_and_real_numbers_are_of_one_kind():
+def test_integers_and_floats_are_of_one_kind():
     families = Families("probe_")
     assert resolve({"x": 1}, families)["x"] is resolve({"x": 1.5}, families)["x"]
 
 
-def test_a_name_is_free_again_when_its_last_series_is_gone():
+def test_a_name_is_free_again_when_its_last_series_is_stale():
     families = Families("probe_")
     resolve({"x": 1}, families, now=0, labels={"dst": "a"}, interval=10)
     resolve({"x": 1}, families, now=5, labels={"dst": "b"}, interval=10)
@@ -201,7 +202,7 @@ def test_a_shorter_interval_does_not_free_a_name_that_a_longer_one_keeps():
     assert not resolve({"x": Gauge(1)}, families, now=299)
 
 
-def test_families_out_of_use_are_forgotten():
+def test_unused_families_are_forgotten():
     families = Families("probe_")
     for number in range(10_000):
         resolve({f"x{number}": 1}, families, now=number, interval=1)
@@ -209,7 +210,7 @@ def test_families_out_of_use_are_forgotten():
     assert len(families._holders) == 3 * len(families._families)
 
 
-def test_families_in_use_are_not_forgotten_however_many():
+def test_families_in_use_are_kept_however_many():
     families = Families("probe_")
     metrics = {f"x{number}": 1 for number in range(3_000)}
     first = resolve(metrics, families)
@@ -220,34 +221,32 @@ def test_families_in_use_are_not_forgotten_however_many():
     ("metric", "value"),
     [("m", Map("dst", {})), ("m", Map("d-st", {})), ("zone", "x"), ("le", HISTOGRAM)],
 )
-def test_a_metric_whose_label_the_target_has_is_left_out(metric, value, caplog):
+def test_a_metric_whose_label_the_target_has_is_skipped(metric, value, caplog):
     labels = {"dst": "a", "d_st": "b", "zone": "c", "le": "d"}
     assert resolve({metric: value, "total": 1}, labels=labels).keys() == {"total"}
     (message,) = caplog.messages
     assert message.startswith(f"not exported: {metric!r}, a")
-    assert "the target has a label" in message
+    assert "the target has the same label" in message
 
 
-def test_a_target_of_which_two_labels_would_have_one_name_is_left_out(caplog):
+def test_a_target_with_two_labels_of_one_name_is_skipped(caplog):
     labels = {"a-b": "1", "a_b": "2"}
     assert not resolve({"total": 1}, labels=labels)
     assert caplog.messages == [
-        "not exported: labels, two of them of one name: ['a-b', 'a_b']"
+        "not exported: two labels would have one name: ['a-b', 'a_b']"
     ]
 
 
 @pytest.mark.parametrize("value", [1, Gauge(1), HISTOGRAM, "x", Map("c", {})])
 @pytest.mark.parametrize("metric", ["", "ошибки", "_-_"])
-def test_a_metric_of_whose_name_nothing_is_left_is_not_taken_for_another(
-    metric, value, caplog
-):
+def test_a_metric_without_letters_or_digits_in_its_name_is_skipped(metric, value, caplog):
     assert resolve({metric: value, "total": 1}).keys() == {"total"}
     (message,) = caplog.messages
     assert message.startswith(f"not exported: {metric!r}, a ")
     assert message.endswith(": its name has no ASCII letter or digit")
 
 
-def test_only_so_many_problems_are_logged(caplog):
+def test_the_number_of_logged_problems_is_limited(caplog):
     families = Families("probe_")
     for _ in range(2):
         for number in range(1_002):
@@ -256,26 +255,26 @@ def test_only_so_many_problems_are_logged(caplog):
     assert caplog.messages[-1] == "not exported: further problems are not logged"
 
 
-def test_of_two_names_that_only_a_unit_tells_apart_the_first_is_taken(caplog):
+def test_of_two_names_that_differ_only_by_a_unit_the_first_is_exported(caplog):
     # In OpenTelemetry, the unit is no part of the name.
     assert resolve({"a-latency": 1, "a.latency": 1}).keys() == {"a-latency"}
-    assert "its name, probe_a_latency, is that of 'a-latency'" in caplog.messages[0]
+    assert "its name probe_a_latency belongs to 'a-latency'" in caplog.messages[0]
 
 
-def test_a_map_of_which_two_keys_would_be_equal_is_left_out(caplog):
+def test_a_map_whose_keys_become_equal_is_skipped(caplog):
     metrics = {"m": Map("c", {"\ud83d": 1, "\\ud83d": 2}), "n": Map("c", {"\ud83d": 1})}
     resolved = Families("probe_").resolve(export(metrics), 0)
     assert [value for _, value in resolved.metrics] == [Map("c", {"\\ud83d": 1})]
     assert caplog.messages == ["not exported: 'm', a counter: two keys become equal"]
 
 
-def test_seconds_are_exact_whatever_the_programs_own_context_for_decimals_is():
+def test_seconds_are_exact_whatever_the_decimal_context_of_the_program():
     with localcontext(prec=3, traps=[Inexact]):
         assert in_seconds(123_456_789, 0.001) == 123_456.789
 
 
 @pytest.mark.parametrize("number", [True, type("Odd", (float,), {"__repr__": str})(1.0)])
-def test_numbers_of_any_class_can_be_told_in_seconds(number):
+def test_numbers_of_any_class_can_be_converted_to_seconds(number):
     assert in_seconds(number, 0.001) == 0.001
 
 
@@ -292,12 +291,14 @@ def test_numbers_of_any_class_can_be_told_in_seconds(number):
         ("\u0663", "key"),
     ],
 )
-def test_labels_get_names_that_prometheus_allows_and_receivers_of_otlp_leave(name, allowed):
+def test_label_names_are_allowed_by_prometheus_and_unchanged_by_receivers_of_otlp(
+    name, allowed
+):
     assert label_name(name) == allowed
 
 
 @pytest.mark.parametrize("text", ["", "plain", 'é"\n\\', "\0", "\U0001f600"])
-def test_text_that_is_valid_is_left_as_it_is(text):
+def test_valid_text_is_not_changed(text):
     assert valid_text(text) == text
 
 
@@ -305,14 +306,14 @@ def test_lone_surrogates_are_escaped():
     assert valid_text("é\ud83d") == r"é\ud83d"
 
 
-def test_labels_are_those_of_the_export_as_far_as_they_are_allowed():
+def test_labels_are_sanitized():
     labels = {"dst": "\ud83d", "9-x": "y"}
     resolved = Families("probe_").resolve(export({}, labels=labels), 0)
     assert resolved.labels == {"dst": r"\ud83d", "key_9_x": "y"}
 
 
-def test_a_series_is_gone_after_three_intervals():
-    assert Families("probe_").resolve(export({}, interval=10), 5).gone_at == 35
+def test_a_series_is_stale_after_three_intervals():
+    assert Families("probe_").resolve(export({}, interval=10), 5).stale_at == 35
 
 
 def received_name(family):
@@ -341,9 +342,7 @@ names = st.lists(
     st.lists(st.dictionaries(names | texts, values(), max_size=5), max_size=5),
     st.floats(1e-9, 1e9),
 )
-def test_whatever_the_metrics_each_has_one_name_of_its_own_scraped_or_by_otlp(
-    exports, unit
-):
+def test_any_metric_has_one_unique_name_in_prometheus_and_by_otlp(exports, unit):
     families = Families("probe_")
     found = set()
     for metrics in exports:

@@ -1,4 +1,4 @@
-"""What an output that lags still has to get: the newest export of each series."""
+"""The queue of an output that lags: the newest export of each series."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ._event_metrics import EventMetrics
 
 Series: TypeAlias = frozenset[tuple[str, str]]
 
-# Export intervals after which a series that has not come is stale.
+# Export intervals without an export after which a series is stale.
 _STALE_AFTER = 3
 
 # Series that are checked between two checkpoints.
-_STEP = 500
+_CHECKED_BATCH = 500
 
 
-def when_gone(export: EventMetrics, now: float) -> float:
-    """Return when `export`, which came now, is stale if nothing follows."""
+def stale_at(export: EventMetrics, now: float) -> float:
+    """Return when the series of `export`, which arrived now, becomes stale."""
     return now + _STALE_AFTER * export.export_interval
 
 
@@ -32,31 +32,31 @@ def _series(export: EventMetrics) -> Series:
 
 
 Arrival: TypeAlias = tuple[Series, float, float]
-"""The series of an export, when it came, and when it is stale."""
+"""The series of an export, when it arrived, and when it becomes stale."""
 
 
 def arrival_of(export: EventMetrics) -> Arrival:
-    """Return what queues need to know of `export`, which came now."""
+    """Return what queues need to know of `export`, which arrived now."""
     now = trio.current_time()
-    return _series(export), now, when_gone(export, now)
+    return _series(export), now, stale_at(export, now)
 
 
 @attrs.define(eq=False)
-class Newest:
-    """Exports that wait; a newer one replaces the older one of its series.
+class ConflatingQueue:
+    """A queue of exports, in which a newer export replaces the older one of its series.
 
-    Totals are cumulative, so nothing is lost with an export that is replaced. The newer one
-    takes its place in the queue: each series gets its turn, even if passes come faster than
-    they are taken.
+    Totals are cumulative, so replacing an export loses nothing. The newer export has the
+    older one's place in the queue: each series has its turn, even if passes arrive faster
+    than exports are removed.
 
-    What waits is bounded: a series is stale, and dropped, if it has not come for three of
-    its export intervals while others came.
+    The queue is bounded: a series is stale, and dropped, after three of its export
+    intervals without an export, while others arrived.
     """
 
     _waiting: OrderedDict[Series, EventMetrics] = attrs.field(
         init=False, factory=OrderedDict[Series, EventMetrics]
     )
-    # When each will be stale, in the order in which that was checked.
+    # When each becomes stale, in the order of the last check.
     _stale_at: OrderedDict[Series, float] = attrs.field(
         init=False, factory=OrderedDict[Series, float]
     )
@@ -68,11 +68,11 @@ class Newest:
         return len(self._waiting)
 
     def put(self, export: EventMetrics, arrival: Arrival | None = None) -> None:
-        """Add an export; its arrival need not be computed for each of several queues."""
+        """Add an export; several queues can share the computed `arrival`."""
         series, self._last_put, stale_at = arrival or arrival_of(export)
         self._waiting[series] = export
         self._stale_at[series] = stale_at
-        # Two for each that comes: all are checked, again and again.
+        # Two are checked for each export that is added, in a cycle.
         for checked in list(islice(self._stale_at, 2)):
             self._stale_at.move_to_end(checked)
             self._drop_if_stale(checked)
@@ -85,16 +85,16 @@ class Newest:
         return True
 
     def first(self, count: int) -> list[EventMetrics]:
-        """Return the first `count` but those that are stale, which are dropped.
+        """Return the first `count` exports without removing them, except stale ones.
 
-        They go on waiting. If all of them were stale, the list is empty though others wait:
-        the length of the queue says whether any does.
+        Stale ones are dropped. If all of the first were stale, the list is empty even if
+        others wait.
         """
         first = list(islice(self._waiting.items(), count))
         return [export for series, export in first if not self._drop_if_stale(series)]
 
     def done(self, exports: Iterable[EventMetrics]) -> None:
-        """Remove `exports`; what replaced one of them waits at the end of the queue."""
+        """Remove `exports`; what has replaced one of them moves to the end of the queue."""
         for export in exports:
             series = _series(export)
             if self._waiting.get(series) is export:
@@ -103,20 +103,20 @@ class Newest:
                 self._waiting.move_to_end(series)
 
     def drop(self, count: int) -> None:
-        """Drop the first `count`."""
+        """Drop the first `count` exports."""
         for _ in range(min(count, len(self._waiting))):
             series, _ = self._waiting.popitem(last=False)
             del self._stale_at[series]
 
     def end(self) -> None:
-        """Say that no more exports come."""
+        """Note that no more exports are added."""
         self.ended = True
         self._arrival.set()
 
     async def wait(self) -> None:
-        """Wait until an export waits that is not stale, or no more come."""
+        """Wait until the queue has an export that is not stale, or has ended."""
         await trio.lowlevel.checkpoint()
-        while not self.first(_STEP):
+        while not self.first(_CHECKED_BATCH):
             if self._waiting:
                 await trio.lowlevel.checkpoint()  # many were stale
             elif self.ended:

@@ -17,10 +17,10 @@ from trio_statskeeper import (
     Prober,
     ProberStatistics,
     StatsKeeper,
-    _own_statistics,
+    _self_metrics,
 )
-from trio_statskeeper._families import Families
-from trio_statskeeper._own_statistics import HELP, checked_statistics, own_statistics
+from trio_statskeeper._naming import Families
+from trio_statskeeper._self_metrics import HELP, self_metrics, validate_observed
 
 
 async def probe(endpoint):
@@ -37,7 +37,7 @@ async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock
         for deltas in {"total": 1}, {"total": -1}, {"total": -2}, {3: 1}:
             run.send(Result("a", deltas))
         await trio.sleep(1.5)
-        export = own_statistics(keeper)
+        export = self_metrics(keeper)
     assert export.labels == {"ptype": "http", "probe": "homepage"}
     rejected = export.metrics["results_rejected"]
     assert rejected.name == "reason"
@@ -54,9 +54,9 @@ async def test_a_keepers_statistics_are_metrics_of_the_same_names(autojump_clock
     }
 
 
-def test_reasons_that_have_not_occurred_are_there_with_zero():
+def test_reasons_that_have_not_occurred_are_zero():
     # What an alert waits for is an increase.
-    assert own_statistics(make_keeper()).metrics["results_rejected"] == Map(
+    assert self_metrics(make_keeper()).metrics["results_rejected"] == Map(
         "reason",
         {
             "error": 0,
@@ -75,7 +75,7 @@ def test_reasons_that_have_not_occurred_are_there_with_zero():
 
 
 def test_a_probers_statistics_are_metrics_too():
-    export = own_statistics(make_prober(name="homepage"))
+    export = self_metrics(make_prober(name="homepage"))
     assert export.labels == {"probe": "homepage"}
     assert export.metrics == {
         "prober_results_sent": 0,
@@ -92,37 +92,37 @@ def test_a_probers_statistics_are_metrics_too():
 def test_the_statistics_of_a_keepers_prober_have_the_labels_of_the_keepers():
     keeper = make_keeper()
     prober = Prober(probe, keeper, interval=1, timeout=1)
-    assert own_statistics(prober).labels == own_statistics(keeper).labels
-    assert checked_statistics([keeper, prober]) == (keeper, prober)
+    assert self_metrics(prober).labels == self_metrics(keeper).labels
+    assert validate_observed([keeper, prober]) == (keeper, prober)
 
 
-def test_they_count_from_when_nothing_was_counted():
+def test_they_count_from_the_import():
     before = time.time()
-    export = own_statistics(make_keeper())
+    export = self_metrics(make_keeper())
     assert 0 < export.start_timestamp <= before <= export.timestamp <= time.time()
 
 
 @pytest.mark.parametrize("of", [make_keeper(), make_prober()])
-def test_their_timestamps_increase_though_the_clock_goes_back(of, monkeypatch):
+def test_their_timestamps_increase_even_if_the_clock_goes_back(of, monkeypatch):
     now = time.time() + 1
     timestamps = []
     for reading in (0, now, now, now - 7200, now + 1):
-        monkeypatch.setattr(_own_statistics, "time", Mock(**{"time.return_value": reading}))
-        timestamps.append(own_statistics(of).timestamp)
-    start = own_statistics(of).start_timestamp
+        monkeypatch.setattr(_self_metrics, "time", Mock(**{"time.return_value": reading}))
+        timestamps.append(self_metrics(of).timestamp)
+    start = self_metrics(of).start_timestamp
     expected = [start + 0.001, now, now + 0.001, now + 0.002, now + 1]
     assert timestamps == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("of", [make_keeper(), make_prober()])
-def test_each_metric_has_a_help_text_and_a_name_of_its_own(of):
-    export = own_statistics(of)
+def test_each_metric_has_a_help_text_and_a_unique_name(of):
+    export = self_metrics(of)
     assert export.metrics.keys() <= HELP.keys()
     resolved = Families("statskeeper_", HELP).resolve(export, 0)
     assert [family.key[0] for family, _ in resolved.metrics] == [*export.metrics]
 
 
-def test_there_is_no_help_text_for_what_is_not_there():
+def test_each_help_text_belongs_to_a_metric():
     keeper = {field.name for field in attrs.fields(KeeperStatistics)}
     prober = {f"prober_{field.name}" for field in attrs.fields(ProberStatistics)}
     assert {name.removesuffix("_seconds") for name in HELP} == keeper | prober
@@ -131,7 +131,7 @@ def test_there_is_no_help_text_for_what_is_not_there():
 def test_keepers_and_probers_of_different_names_can_be_told_apart():
     keepers = [StatsKeeper("http", name, list) for name in ("a", "b")]
     both = [*keepers, StatsKeeper("dns", "a", list), make_prober(), make_prober(name="a")]
-    assert checked_statistics(iter(both)) == tuple(both)
+    assert validate_observed(iter(both)) == tuple(both)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_keepers_and_probers_of_different_names_can_be_told_apart():
         ([make_prober(), make_prober()], "two Probers called ''"),
     ],
 )
-def test_those_that_cannot_be_told_apart_are_refused(of, message):
+def test_those_with_equal_labels_are_refused(of, message):
     with pytest.raises(
         ValueError, match=f"the statistics of {message} can't be told apart"
     ):
-        checked_statistics(of)
+        validate_observed(of)
 
 
-def test_what_is_neither_keeper_nor_prober_is_refused():
+def test_anything_else_than_a_keeper_or_prober_is_refused():
     with pytest.raises(TypeError, match="must be keepers and probers, got 'keeper'"):
-        checked_statistics(["keeper"])
+        validate_observed(["keeper"])

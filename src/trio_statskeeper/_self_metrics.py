@@ -1,4 +1,4 @@
-"""The statistics of keepers and probers themselves, as exports like any other."""
+"""The statistics of keepers and probers, as exports."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HELP = {
     "exports_sent": "Exports of single targets that were sent",
     "ticks_missed": "Ticks skipped because the previous pass was still in progress",
     "duplicate_targets": "Targets whose key appeared before in the same list",
-    "targets_expired": "Targets dropped as they were not listed any more",
-    "targets_tracked": "Targets of which there are totals",
+    "targets_expired": "Targets dropped after they were delisted",
+    "targets_tracked": "Targets that have totals",
     "clock_behind_seconds": "Seconds that the clock is behind the newest timestamp",
     "prober_results_sent": "Probe runs whose result was sent",
     "prober_runs_late": "Probe runs that began late by more than a tenth of the timeout",
@@ -53,21 +53,21 @@ _GAUGES = frozenset(
     )
 )
 
-# Fields whose metrics have their unit in their name.
+# Fields whose metrics have the unit in their names.
 _IN_SECONDS = frozenset(("clock_behind", "loop_lag"))
 
-# No keeper or prober has counted anything before.
+# When this was imported: no keeper or prober has counted anything before.
 _NOTHING_COUNTED_AT = time.time()
 
 _newest_timestamps = WeakKeyDictionary[Observed, float]()
 
 
-def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
-    """Return the keepers and probers whose statistics are to be exported.
+def validate_observed(of: Iterable[Observed]) -> tuple[Observed, ...]:
+    """Return keepers and probers whose statistics can be exported together.
 
     Raises:
-      TypeError: if one is neither.
-      ValueError: if the statistics of two could not be told apart.
+      TypeError: if an item is neither a keeper nor a prober.
+      ValueError: if two of them have the same labels.
     """
     checked = tuple(of)
     seen = set[object]()
@@ -84,8 +84,8 @@ def checked_statistics(of: Iterable[Observed]) -> tuple[Observed, ...]:
     return checked
 
 
-def own_statistics(of: Observed) -> EventMetrics:
-    """Return the statistics of a keeper or prober, by the names that `HELP` has.
+def self_metrics(of: Observed) -> EventMetrics:
+    """Return the statistics of a keeper or prober, by the names in `HELP`.
 
     The timestamps of one keeper or prober strictly increase, whatever the clock does.
     """
@@ -97,7 +97,7 @@ def own_statistics(of: Observed) -> EventMetrics:
         if name in _GAUGES:
             metrics[name] = Gauge(value)
         elif isinstance(value, Mapping):
-            # With zeros: who waits for an increase must have seen the number before.
+            # With zeros: a rate or an alert needs the sample before the first increase.
             counts = cast("Mapping[str, int]", value)
             metrics[name] = Map("reason", {**dict.fromkeys(get_args(Reason), 0), **counts})
         else:

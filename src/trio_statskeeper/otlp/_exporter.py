@@ -1,7 +1,4 @@
-"""An output: OpenTelemetry's protocol (OTLP) over HTTP, to any collector.
-
-This module has the options; `_otlp_delivery` says how exports are sent.
-"""
+"""The options of an OTLP exporter."""
 
 from __future__ import annotations
 
@@ -18,17 +15,19 @@ import httpcore2
 import httpx2
 import trio
 
-from ._arguments import positive, quote
-from ._event_metrics import EventMetrics
-from ._otlp_delivery import Delivery
-from ._otlp_http import Client, proxy_for, quote_invalid, without_secrets
-from ._own_statistics import Observed, checked_statistics
+from trio_statskeeper._arguments import positive, quote
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._self_metrics import Observed, validate_observed
+
+from ._delivery import Delivery
+from ._http import Client
+from ._url import proxy_for, quote_invalid, without_secrets
 
 _HEADER_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_HEADER_VALUE = re.compile(r"\A[ \t]|[^\t -~]|[ \t]\Z")
 
-# Those that follow from what is sent.
-_OWN_HEADERS = frozenset(
+# Headers that are determined by the request.
+_RESERVED_HEADERS = frozenset(
     ("content-type", "content-encoding", "content-length", "transfer-encoding")
 )
 
@@ -41,7 +40,7 @@ def _endpoint(endpoint: str) -> str:
         url = httpx2.URL(endpoint)
         url.raw_host.decode("ascii").encode("idna")
     except (httpx2.InvalidURL, UnicodeError) as error:
-        why = "" if "@" in endpoint else f": {error}"  # which may quote a password
+        why = "" if "@" in endpoint else f": {error}"  # the error may quote a password
         raise ValueError(f"endpoint must be a URL, got {shown}{why}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
@@ -87,14 +86,16 @@ def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
                 "headers must have names of ASCII letters, digits and hyphens, "
                 f"got {quote(name)}"
             )
-        if name.lower() in _OWN_HEADERS:
-            raise ValueError(f"headers can't have {name!r}: it follows from what is sent")
-        # The value itself may be a secret.
+        if name.lower() in _RESERVED_HEADERS:
+            raise ValueError(
+                f"headers can't have {name!r}: it is determined by the request"
+            )
+        # The value may be a secret, so it is not quoted.
         wrong = _NOT_IN_HEADER_VALUE.search(value)
         if wrong:
             raise ValueError(
                 f"headers must be printable ASCII without spaces around it, "
-                f"got {wrong[0]!r} in that of {name!r}"
+                f"got {wrong[0]!r} in the value of {name!r}"
             )
     return checked
 
@@ -122,7 +123,7 @@ def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) ->
 
 @attrs.define(eq=False)
 class _Progress:
-    """What changes as an exporter runs."""
+    """The state of an exporter."""
 
     busy: bool = False
 
@@ -136,55 +137,55 @@ class OTLPExporter:
         async with open_outputs(exporter.run) as exports:
             ...
 
-    Totals become cumulative monotonic sums, distributions histograms, gauges and strings
-    gauges. While the collector is down, the newest totals of each target are kept. The
-    environment's HTTP proxies (`HTTPS_PROXY`, `NO_PROXY`, ...) are used, but not to reach
-    this machine itself.
+    Totals become cumulative monotonic sums, distributions become histograms, gauges and
+    strings become gauges. While the collector is down, the newest totals of each target are
+    kept. The environment's HTTP proxies (`HTTPS_PROXY`, `NO_PROXY`, ...) are used, except
+    for this machine.
 
     Raises:
       TypeError: if an argument is of the wrong type.
-      ValueError: if `endpoint` is not a URL of HTTP, a header is not valid, a name is
-        empty, a number is out of range, or the environment's proxy is not an HTTP proxy.
+      ValueError: if `endpoint` is not an HTTP URL, a header is invalid, a name is empty, a
+        number is out of range, or the environment's proxy is not an HTTP proxy.
     """
 
     endpoint: str = attrs.field(converter=_endpoint, repr=without_secrets)
-    """The URL of the collector: `/v1/metrics` is added, unless its path ends so."""
+    """The URL of the collector. `/v1/metrics` is appended, unless its path ends with it."""
 
     service_name: str = attrs.field(
         default="trio-statskeeper", kw_only=True, validator=_service_name
     )
-    """What the resource has as its attribute `service.name`."""
+    """The attribute `service.name` of the resource."""
 
     resource_attributes: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_resource_attributes
     )
     """Further attributes of the resource; a read-only copy. `service.instance.id` is the
-    host's name and a random part, unless it is given here."""
+    host name and a random part, unless it is given here."""
 
     headers: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_headers, repr=False
     )
-    """Further headers, for authentication for instance; a read-only copy."""
+    """Further headers, such as for authentication; a read-only copy."""
 
     compression: Literal["gzip"] | None = attrs.field(
         default="gzip", kw_only=True, validator=_compression
     )
-    """How requests are compressed; None: they are not."""
+    """How requests are compressed. None: they are not compressed."""
 
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=_ssl_context
     )
-    """For `https`: whom to trust, and client certificates. None: the usual authorities."""
+    """For `https`: trusted and client certificates. None: the default CA certificates."""
 
     timeout: float = attrs.field(default=10.0, kw_only=True, validator=positive)
-    """Seconds that a request may take, and, when the exports have ended, the delivery of
-    all that still waits."""
+    """Seconds that a request may take. Also the seconds to deliver what still waits when
+    the exports have ended."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
-        default=(), kw_only=True, converter=checked_statistics
+        default=(), kw_only=True, converter=validate_observed
     )
     """Keepers and probers whose own statistics are sent, too, as `statskeeper_…`: in
-    requests of their own, every ten seconds and at the end."""
+    separate requests, every ten seconds and at the end."""
 
     _instance_id: str = attrs.field(init=False, repr=False)
     _proxy: httpcore2.Proxy | None = attrs.field(init=False, repr=False)
@@ -192,12 +193,12 @@ class OTLPExporter:
     _progress: _Progress = attrs.field(init=False, repr=False, factory=_Progress)
 
     def __attrs_post_init__(self) -> None:
-        # Receivers refuse data points of which two programs send the same series.
+        # Receivers refuse data points of a series that two programs send.
         instance_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         object.__setattr__(self, "_instance_id", instance_id)
         object.__setattr__(self, "_proxy", proxy_for(httpx2.URL(self.endpoint)))
-        # Loading the default CA certificates takes tens of milliseconds: it is done here,
-        # not in `run`, and only if they are needed.
+        # Loading the default CA certificates takes tens of milliseconds, so they are loaded
+        # here instead of in `run`, and only if they are needed.
         context = self.ssl_context
         if context is None and self.endpoint.startswith("https:"):
             context = httpx2.create_ssl_context()
@@ -212,27 +213,26 @@ class OTLPExporter:
     ) -> None:
         """Send exports until they end and are sent, or until cancelled.
 
-        What can't be delivered is logged, and never raised. `run` may be called again, with
-        a new channel.
+        Failures are logged, never raised. `run` may be called again, with a new channel.
 
         Args:
           exports: what a keeper sends. Closed on return.
-          task_status: for `nursery.start`, told when it begins to receive.
+          task_status: for `nursery.start`: started when it begins to receive.
 
         Raises:
-          trio.BusyResourceError: if it is running already; `exports` is not closed then.
+          trio.BusyResourceError: if it is already running; `exports` is not closed then.
         """
         if self._progress.busy:
             raise trio.BusyResourceError("this exporter is already running")
         self._progress.busy = True
-        run = self._delivery(exports)
+        delivery = self._delivery(exports)
         try:
             with exports:
                 task_status.started()
-                await run.until_the_end()
+                await delivery.run()
         finally:
             self._progress.busy = False
-            run.report_undelivered()
+            delivery.report_undelivered()
 
     def _delivery(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> Delivery:
         client = Client(

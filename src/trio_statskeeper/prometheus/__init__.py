@@ -1,0 +1,27 @@
+"""An output: the newest totals of all targets, for Prometheus to scrape.
+
+Theory of operation
+===================
+
+Rendering all targets during a scrape would hold up the loop, and the probes with it. A
+thread would not help, because it shares the GIL. Instead, the samples of a target are
+rendered when its export arrives: a *block* of text for each metric. A scrape takes a
+snapshot of all blocks, in constant time, and joins them family by family. No step of
+either takes more than about a millisecond.
+
+Rendering is most of the work. In a busy loop, where steps are rare, exports arrive faster
+than short steps can render them. Exports are therefore received first, as many as wait. The
+newest export of each target waits to be rendered; scrapes show its last block meanwhile.
+
+A collector, for a `prometheus_client` registry, makes its samples from the exports each
+time, in the thread that calls it.
+
+`_exporter` has the exporter, `_page` what there is to scrape, `_samples` and `_text_format`
+how Prometheus has a value, and `_server` answers requests.
+"""
+
+from __future__ import annotations
+
+from ._exporter import PrometheusExporter
+
+__all__ = ["PrometheusExporter"]

@@ -1,0 +1,217 @@
+"""The exporter: it receives exports, renders them, and prepares scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import Any, final
+
+import attrs
+import trio
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from trio_statskeeper._arguments import quote
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._keeper import StatsKeeper
+from trio_statskeeper._pacing import Step
+from trio_statskeeper._self_metrics import (
+    HELP,
+    PREFIX,
+    Observed,
+    self_metrics,
+    validate_observed,
+)
+from trio_statskeeper._values import Gauge
+
+from ._page import Page
+from ._server import Blocks, Server, listen
+
+# Seconds for which a scrape waits until all exports that arrived are rendered.
+_RENDERING_TIMEOUT = 1.0
+
+_LAST_EXPORT = "last_export_timestamp_seconds"
+_LAST_EXPORT_HELP = "When the newest export of a keeper arrived, in Unix seconds"
+
+
+def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
+    if port is None:
+        return
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"{attribute.name} must be an integer or None, got {quote(port)}")
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"{attribute.name} must be from 0 to 65535, got {port}")
+
+
+@attrs.define(eq=False)
+class _Listening:
+    """The state of an exporter with a port."""
+
+    busy: bool = False
+    address: tuple[str, int] | None = None
+
+
+@final
+@attrs.frozen(eq=False)
+class PrometheusExporter(Collector):
+    """Hold the newest export of each target for Prometheus.
+
+    With a port, the exporter answers scrapes at `http://HOST:PORT/metrics` while it runs:
+
+        prometheus = PrometheusExporter(9464, statistics_of=[keeper, prober])
+        async with open_outputs(prometheus.run) as exports:
+            ...
+
+    With or without a port, it is a collector: `registry.register(prometheus)` adds the
+    totals to a `prometheus_client` registry, for another server.
+
+    A metric `success` is exported as `probe_success_total`, `resp-code` as
+    `probe_resp_code_total` with one more label, `latency` in seconds as
+    `probe_latency_seconds`, and a string as a label of an info metric. If two metrics would
+    have the same name, or one metric has values of two kinds, only the first is exported,
+    and the other is logged. A target becomes stale, and is dropped, after three of its
+    export intervals without an export.
+
+    Raises:
+      TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
+        an item that is neither a keeper nor a prober.
+      ValueError: if `port` is not from 0 to 65535, or two items of `statistics_of` have the
+        same labels.
+    """
+
+    port: int | None = attrs.field(default=None, validator=_port)
+    """Where `run` listens. 0: on any free port. None: `run` does not listen."""
+
+    host: str = attrs.field(
+        default="127.0.0.1", validator=attrs.validators.instance_of(str)
+    )
+    """A name or address of this machine. All labels are readable there."""
+
+    statistics_of: tuple[Observed, ...] = attrs.field(
+        default=(), kw_only=True, converter=validate_observed
+    )
+    """Keepers and probers whose own statistics are exported, too, as `statskeeper_…`."""
+
+    created: bool = attrs.field(default=False, kw_only=True)
+    """Whether `…_created` samples say when each counter and histogram began at zero."""
+
+    _page: Page = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: Page("probe_", self.created), takes_self=True),
+    )
+
+    _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The host and port where `run` listens now, or None."""
+        return self._listening.address
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self,
+        exports: trio.MemoryReceiveChannel[EventMetrics],
+        *,
+        task_status: trio.TaskStatus[tuple[str, int] | None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Receive exports and answer scrapes until `exports` ends.
+
+        Then, answers in progress have two seconds to finish. Without a port, several runs
+        can be active at once. With a port, let several keepers share clones of one channel.
+
+        Args:
+          exports: what a keeper sends. Closed on return.
+          task_status: for `nursery.start`, which returns the address, or None.
+
+        Raises:
+          OSError: if it can't listen on the port.
+          trio.BusyResourceError: if it is already listening; `exports` is not closed then.
+        """
+        listening = self._listening
+        if self.port is None:
+            task_status.started(None)
+            await self._take(exports)
+            return
+        if listening.busy:
+            raise trio.BusyResourceError(
+                "this exporter is already running; let keepers share its channel by clones"
+            )
+        listening.busy = True
+        try:
+            with exports:
+                listeners = await listen(self.host, self.port)
+                listening.address = listeners[0].socket.getsockname()[:2]
+                task_status.started(listening.address)
+                server = Server(self._scrape)
+                await server.serve_while(listeners, partial(self._take, exports))
+        finally:
+            listening.busy = False
+            listening.address = None
+
+    @trio.lowlevel.enable_ki_protection
+    async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        page = self._page
+        page.use(trio.lowlevel.current_clock())
+        with exports, suppress(trio.EndOfChannel):
+            while True:
+                if page.waiting:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    page.put(await exports.receive())
+                step = Step()
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while not step.is_half_over:
+                        page.put(exports.receive_nowait())
+                while page.waiting:
+                    page.render_first()
+                    if step.is_over:
+                        break
+        await trio.lowlevel.checkpoint()
+
+    async def _scrape(self, step: Step) -> Blocks:
+        """Return the text of a scrape."""
+        page = self._page
+        page.use(trio.lowlevel.current_clock())
+        with trio.move_on_after(_RENDERING_TIMEOUT):
+            await page.render(step)
+        await page.drop_stale(step)
+        pages: tuple[Page, ...] = (page,)
+        for self_pages in self._self_pages():
+            pages = page, *self_pages
+            if step.is_half_over:  # the next page may take as long
+                await step.pause()
+        return chain.from_iterable(page.text() for page in pages)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics, for a `prometheus_client` registry; from any thread."""
+        *_, self_pages = self._self_pages()
+        for page in (self._page, *self_pages):
+            yield from page.metrics()
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: metrics are not known before they are exported."""
+        return []
+
+    def _self_pages(self) -> Iterator[tuple[Page, ...]]:
+        """Fill the pages on keepers and probers, in short steps of the iterator."""
+        # A keeper and its prober have the same labels, so they need separate pages.
+        keepers = Page(PREFIX, self.created, HELP)
+        probers = Page(PREFIX, self.created, HELP)
+        last_exports = Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
+        pages = keepers, probers, last_exports
+        for observed in self.statistics_of:
+            yield pages
+            page = keepers if isinstance(observed, StatsKeeper) else probers
+            page.put(self_metrics(observed))
+            page.render_first()
+        for (ptype, probe), keeper in list(self._page.keepers.items()):
+            yield pages
+            labels = {"ptype": ptype, "probe": probe}
+            arrived_at = keeper.arrived_at
+            metrics = {_LAST_EXPORT: Gauge(arrived_at)}
+            last_exports.put(EventMetrics(arrived_at, arrived_at, labels, metrics))
+            last_exports.render_first()
+        yield pages

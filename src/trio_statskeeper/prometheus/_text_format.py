@@ -1,0 +1,89 @@
+"""Prometheus' text format.
+
+https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import accumulate
+
+from trio_statskeeper._naming import Family, Kind
+from trio_statskeeper._values import Distribution, Value
+
+from ._samples import Sample, samples
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+# What the names of a family's samples begin with, and the type, for each kind.
+_SUFFIX_AND_TYPE: dict[Kind, tuple[str, str]] = {
+    "counter": ("_total", "counter"),
+    "info": ("_info", "gauge"),
+    "gauge": ("", "gauge"),
+    "histogram": ("", "histogram"),
+}
+
+_NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
+
+
+def block(family: Family, labels: str, value: Value) -> bytes:
+    """Return the lines of a target's value.
+
+    Args:
+      family: the family of the value.
+      labels: the labels of the target, by `label_pairs`.
+      value: the value.
+    """
+    if not isinstance(value, Distribution):
+        return lines(family, labels, samples(value))
+    between = _between_labels(family.name, value.bounds, bool(labels))
+    counts = [*accumulate(value.bucket_counts)]
+    text = labels.replace("%", "%%").join(between)
+    return (text % (*counts, _number(value.sum), counts[-1])).encode()
+
+
+# The lines of a histogram differ between targets by labels and numbers alone.
+@lru_cache
+def _between_labels(name: str, bounds: tuple[float, ...], has_labels: bool) -> list[str]:
+    comma = "," if has_labels else ""
+    ends = [f'{comma}le="{le}"}} %s\n' for le in (*map(repr, bounds), "+Inf")]
+    starts = [f"{name}_bucket{{"] * len(ends)
+    starts += f"{name}_sum{{", f"{name}_count{{"
+    ends += "} %s\n", "} %s\n"
+    return [a + b for a, b in zip(["", *ends], [*starts, ""], strict=True)]
+
+
+def lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes:
+    """Return the lines of the samples of one value."""
+    name = family.name
+    further = f"{labels},{family.label}" if labels else family.label
+    texts = [
+        f"{name}{suffix}{{{labels}}} {_number(number)}\n"
+        if text is None
+        else f'{name}{suffix}{{{further}="{_escaped(text)}"}} {_number(number)}\n'
+        for suffix, text, number in samples_of_value
+    ]
+    return "".join(texts).encode()
+
+
+def heading(family: Family, created: bool) -> bytes:
+    """Return the lines that precede a family, or its `..._created` samples."""
+    suffix, kind = ("_created", "gauge") if created else _SUFFIX_AND_TYPE[family.kind]
+    name = family.name + suffix
+    text = family.help.replace("\\", r"\\").replace("\n", r"\n")
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()
+
+
+def label_pairs(labels: Mapping[str, str]) -> str:
+    """Return labels as they stand between braces."""
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _number(number: float) -> str:
+    text = repr(number)
+    return _NOT_FINITE.get(text, text)

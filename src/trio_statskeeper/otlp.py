@@ -141,6 +141,20 @@ class OTLPExporter:
     environment's HTTP proxies (`HTTPS_PROXY`, `NO_PROXY`, ...) are used, but not to reach
     this machine itself.
 
+    Args:
+      endpoint: the URL of the collector: `/v1/metrics` is added, unless its path ends so.
+      service_name: what the resource has as its attribute `service.name`.
+      resource_attributes: further attributes of the resource; a read-only copy.
+        `service.instance.id` is the host's name and a random part, unless it is given here.
+      headers: further headers, for authentication for instance; a read-only copy.
+      compression: how requests are compressed; None: they are not.
+      ssl_context: for `https`: whom to trust, and client certificates. None: the usual
+        authorities.
+      timeout: seconds that a request may take, and, when the exports have ended, the
+        delivery of all that still waits.
+      statistics_of: keepers and probers whose own statistics are sent, too, as
+        `statskeeper_…`: in requests of their own, every ten seconds and at the end.
+
     Raises:
       TypeError: if an argument is of the wrong type.
       ValueError: if `endpoint` is not a URL of HTTP, a header is not valid, a name is
@@ -148,43 +162,32 @@ class OTLPExporter:
     """
 
     endpoint: str = attrs.field(converter=_endpoint, repr=without_secrets)
-    """The URL of the collector: `/v1/metrics` is added, unless its path ends so."""
 
     service_name: str = attrs.field(
         default="trio-statskeeper", kw_only=True, validator=_service_name
     )
-    """What the resource has as its attribute `service.name`."""
 
     resource_attributes: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_resource_attributes
     )
-    """Further attributes of the resource; a read-only copy. `service.instance.id` is the
-    host's name and a random part, unless it is given here."""
 
     headers: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_headers, repr=False
     )
-    """Further headers, for authentication for instance; a read-only copy."""
 
     compression: Literal["gzip"] | None = attrs.field(
         default="gzip", kw_only=True, validator=_compression
     )
-    """How requests are compressed; None: they are not."""
 
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=_ssl_context
     )
-    """For `https`: whom to trust, and client certificates. None: the usual authorities."""
 
     timeout: float = attrs.field(default=10.0, kw_only=True, validator=positive)
-    """Seconds that a request may take, and, when the exports have ended, the delivery of
-    all that still waits."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
     )
-    """Keepers and probers whose own statistics are sent, too, as `statskeeper_…`: in
-    requests of their own, every ten seconds and at the end."""
 
     _instance_id: str = attrs.field(init=False, repr=False)
     _proxy: httpcore2.Proxy | None = attrs.field(init=False, repr=False)

@@ -161,6 +161,13 @@ class PrometheusExporter(Collector):
     have one name, or one has values of two kinds, the first alone is exported, and that is
     logged. A target that has not come for three of its export intervals is gone.
 
+    Args:
+      port: where `run` listens. 0: any port that is free. None: it does not listen.
+      host: a name or address of this machine. Who can reach it can read all labels.
+      statistics_of: keepers and probers whose own statistics are exported, too:
+        `statskeeper_…`.
+      created: whether `…_created` tells when each counter and histogram began at zero.
+
     Raises:
       TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
         something that is neither keeper nor prober.
@@ -169,20 +176,16 @@ class PrometheusExporter(Collector):
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
-    """Where `run` listens. 0: any port that is free. None: it does not listen."""
 
     host: str = attrs.field(
         default="127.0.0.1", validator=attrs.validators.instance_of(str)
     )
-    """A name or address of this machine. Who can reach it can read all labels."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=checked_statistics
     )
-    """Keepers and probers whose own statistics are exported, too: `statskeeper_…`."""
 
     created: bool = attrs.field(default=False, kw_only=True)
-    """Whether `…_created` tells when each counter and histogram began at zero."""
 
     _page: _Page = attrs.field(
         init=False,

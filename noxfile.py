@@ -225,6 +225,16 @@ def mutation(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in build/docs; a warning is an error."""
+    groups = nox.project.dependency_groups(PYPROJECT, "docs")
+    session.install("-e", ".[otlp,prometheus]", *groups)
+    shutil.rmtree("build/docs", ignore_errors=True)
+    sphinx = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going")
+    session.run(*sphinx, "--doctree-dir", session.create_tmp(), "docs", "build/docs")
+
+
+@nox.session
 def package(session: nox.Session) -> None:
     """Build wheel and sdist, and check them."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "package"))

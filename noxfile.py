@@ -80,11 +80,11 @@ def typing(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
     session.install("-e", ".[examples]", "nox", *groups)
     checked = ["src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py"]
-    programs = re.findall(
-        r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
     # The second program imports the first, by this name.
-    for name, program in zip(("monitor", "own_nursery"), programs, strict=True):
+    pages = {"monitor": "README.md", "own_nursery": "docs/how-to/own-nursery.md"}
+    for name, page in pages.items():
+        text = Path(page).read_text()
+        [program] = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
         path = Path(session.create_tmp(), f"{name}.py")
         path.write_text(program)
         checked.append(str(path))

@@ -264,7 +264,7 @@ class Distribution(PlainValue):
 
 
 Value: TypeAlias = int | float | str | Gauge | Map | Distribution
-"""The value of a metric: the README's table shows how each kind accumulates."""
+"""The value of a metric: docs/how-to/probes.md says how each kind accumulates."""
 
 
 def plain_value(value: Value) -> Value:

@@ -5,6 +5,7 @@ test_readme_commands.py runs the one of testing.md, test_otlp.py that of opentel
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from real_servers import free_port
 from trio_statskeeper import EventMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"testing.md", "opentelemetry.md", "tutorial.md", "how-to/clean-end.md"}
+ELSEWHERE = {"testing.md", "opentelemetry.md"}
+BELOW = {"tutorial.md", "how-to/clean-end.md", "how-to/several-machines.md"}
 
 # A program that runs until it is stopped is cancelled after some seconds.
 RUN_FOR_A_WHILE = """
@@ -67,7 +69,7 @@ def on_loopback():
 
         def replaced(program: str) -> str:
             program = re.sub(r"https://\w+\.example", f"http://127.0.0.1:{port}", program)
-            program = program.replace('f"{name}.example"', '"127.0.0.1"')
+            program = program.replace('f"{name}.example"', 'f"127.0.0.{ord(name)}"')
             program = re.sub(r"\w+\.example\b", "127.0.0.1", program)
             program = re.sub(r"\b(443|80|8000)\b", port, program)
             return re.sub(r"interval=[\d.]+", "interval=0.2", program)
@@ -83,10 +85,11 @@ def shown_as(line: str, printed: str) -> bool:
     return any(re.fullmatch(pattern, each) for each in printed.splitlines())
 
 
-def run(program: Path) -> str:
+def run(program: Path, **env: str) -> str:
     completed = subprocess.run(
         [sys.executable, "-c", RUN_FOR_A_WHILE, program.name],
         cwd=program.parent,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         check=False,
@@ -107,6 +110,19 @@ def test_the_blocks_of_a_page_are_one_program_that_prints_what_it_shows(
     assert last.metrics["total"] > 0
     for shown in "".join(blocks("text", page)).splitlines():
         assert shown_as(shown, printed), printed
+
+
+def test_machines_share_the_targets(on_loopback, tmp_path):
+    program = tmp_path / "program.py"
+    [text] = blocks("python", "how-to/several-machines.md")
+    program.write_text(on_loopback(text))
+    shares = []
+    for machine in ("probe-1", "probe-2"):
+        printed = run(program, MACHINE=machine).splitlines()
+        exports = map(EventMetrics.parse, printed)
+        shares.append({export.labels["dst"].partition(":")[0] for export in exports})
+    assert not shares[0] & shares[1]
+    assert shares[0] | shares[1] == {f"127.0.0.{ord(name)}" for name in "abcd"}
 
 
 @contextmanager

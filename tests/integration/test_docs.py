@@ -44,10 +44,8 @@ def blocks(language: str, page: str) -> list[str]:
 
 
 def pages_with_a_program() -> list[str]:
-    pages = (path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-    return sorted(
-        page for page in pages if page not in ELSEWHERE and blocks("python", page)
-    )
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    return sorted(page for page in pages - ELSEWHERE - BELOW if blocks("python", page))
 
 
 class Website(BaseHTTPRequestHandler):
@@ -61,20 +59,33 @@ class Website(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    connections = 0
+
+    def process_request(self, *args) -> None:
+        self.connections += 1
+        super().process_request(*args)
+
+
 @pytest.fixture
-def on_loopback():
+def website():
+    with serving(Server(("", 0), Website)) as server:
+        yield server
+
+
+@pytest.fixture
+def on_loopback(website):
     """Have a program probe a website on loopback, often."""
-    with serving(ThreadingHTTPServer(("", 0), Website)) as server:
-        port = str(server.server_address[1])
+    port = str(website.server_address[1])
 
-        def replaced(program: str) -> str:
-            program = re.sub(r"https://\w+\.example", f"http://127.0.0.1:{port}", program)
-            program = program.replace('f"{name}.example"', 'f"127.0.0.{ord(name)}"')
-            program = re.sub(r"\w+\.example\b", "127.0.0.1", program)
-            program = re.sub(r"\b(443|80|8000)\b", port, program)
-            return re.sub(r"interval=[\d.]+", "interval=0.2", program)
+    def replaced(program: str) -> str:
+        program = re.sub(r"https://\w+\.example", f"http://127.0.0.1:{port}", program)
+        program = program.replace('f"{name}.example"', 'f"127.0.0.{ord(name)}"')
+        program = re.sub(r"\w+\.example\b", "127.0.0.1", program)
+        program = re.sub(r"\b(443|80|8000)\b", port, program)
+        return re.sub(r"interval=[\d.]+", "interval=0.2", program)
 
-        yield replaced
+    return replaced
 
 
 def shown_as(line: str, printed: str) -> bool:
@@ -147,14 +158,16 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
-def test_sigterm_ends_the_program_with_its_last_totals_and_status_0(on_loopback, tmp_path):
+def test_sigterm_ends_the_program_with_its_last_totals_and_status_0(
+    website, on_loopback, tmp_path
+):
     [text] = blocks("python", "how-to/clean-end.md")
     program = tmp_path / "program.py"
     program.write_text(on_loopback(text))
     log = tmp_path / "metrics.log"
     with running(program) as process:
-        wait_for(log.exists, process)
-        time.sleep(1)  # some runs
+        # When the second run begins, the first has ended.
+        wait_for(lambda: website.connections > 1, process)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (0, "")

@@ -1,6 +1,7 @@
 """The programs in the pages of docs/, as their readers run them.
 
-test_readme_commands.py runs the one of testing.md, test_otlp.py that of opentelemetry.md.
+test_readme_commands.py runs those of testing.md and own-nursery.md, test_otlp.py that of
+opentelemetry.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from real_servers import free_port
 from trio_statskeeper import EventMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"testing.md", "opentelemetry.md"}
+ELSEWHERE = {"testing.md", "how-to/own-nursery.md", "opentelemetry.md"}
 BELOW = {"tutorial.md", "how-to/clean-end.md", "how-to/several-machines.md"}
 
 # A program that runs until it is stopped is cancelled after some seconds.

@@ -80,11 +80,11 @@ def typing(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
     session.install("-e", ".[examples]", "nox", *groups)
     checked = ["src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py"]
-    programs = re.findall(
-        r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
     # The second program imports the first, by this name.
-    for name, program in zip(("monitor", "own_nursery"), programs, strict=True):
+    pages = {"monitor": "README.md", "own_nursery": "docs/how-to/own-nursery.md"}
+    for name, page in pages.items():
+        text = Path(page).read_text()
+        [program] = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
         path = Path(session.create_tmp(), f"{name}.py")
         path.write_text(program)
         checked.append(str(path))
@@ -222,6 +222,16 @@ def mutation(session: nox.Session) -> None:
     session.log(f"all: {len(fates)} mutants, {len(survivors)} survived, {share:.1%} killed")
     if share < KILLED:
         session.error(f"less than {KILLED:.0%} of the mutants were killed")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in build/docs; a warning is an error."""
+    groups = nox.project.dependency_groups(PYPROJECT, "docs")
+    session.install("-e", ".[otlp,prometheus]", *groups)
+    shutil.rmtree("build/docs", ignore_errors=True)
+    sphinx = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going")
+    session.run(*sphinx, "--doctree-dir", session.create_tmp(), "docs", "build/docs")
 
 
 @nox.session

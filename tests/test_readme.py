@@ -1,12 +1,18 @@
-"""The README's blocks are tested, all of them: here, and in tests/integration."""
+"""The README's blocks and links are tested, all of them: here, and in tests/integration."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "pyproject.toml"]
+REPOSITORY = (
+    r"https://(?:github|raw\.githubusercontent)\.com/trio-statskeeper/trio-statskeeper"
+)
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -17,9 +23,13 @@ def lines_of_code(program: str) -> int:
     return sum(bool(line.strip()) for line in program.splitlines())
 
 
-def test_the_readme_has_two_commands_and_two_programs_one_with_its_output():
+def test_the_readme_has_two_commands_and_a_program_with_its_output():
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
-    assert languages == ["sh", "sh", "python", "text", "python"]
+    assert languages == ["sh", "sh", "python", "text"]
+
+
+def test_the_readme_has_at_most_120_lines():
+    assert len(README.splitlines()) <= 120
 
 
 def test_ci_runs_the_command_that_the_readme_gives_for_the_tests():
@@ -28,7 +38,18 @@ def test_ci_runs_the_command_that_the_readme_gives_for_the_tests():
 
 
 def test_the_monitoring_program_has_at_most_20_lines_and_its_test_15():
-    program, _ = blocks("python")
+    [program] = blocks("python")
     assert lines_of_code(program) <= 20
     [test] = blocks("python", (ROOT / "docs/testing.md").read_text())
     assert lines_of_code(test) <= 15
+
+
+def test_links_of_the_readme_work_on_a_package_index_too():
+    targets = re.findall(r"\]\(([^)]*)\)", README)
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_the_repository_lead_to_files(page):
+    paths = re.findall(REPOSITORY + r"/(?:blob/|tree/)?main/([\w./-]*)", page.read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -1,5 +1,7 @@
 """The stats keeper of a Trio program: results of probes in, consistent totals out."""
 
+from typing import TYPE_CHECKING
+
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._fan_out import Output, fan_out
@@ -38,3 +40,15 @@ __all__ = [
     "open_outputs",
     "parse_value",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # pragma: no branch  # else any name would be valid
+
+    def __getattr__(name: str) -> str:
+        # Only on demand: importing importlib.metadata takes about 10 ms.
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415  # see above
+
+            return version("trio-statskeeper")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

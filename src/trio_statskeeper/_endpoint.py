@@ -54,21 +54,23 @@ def _key(endpoint: Endpoint) -> str:
 class Endpoint(PlainValue):
     """A target: something that is probed.
 
+    Args:
+      name: a host name, an address, a URL or any other name.
+      port: the port, if it is part of the target's identity.
+      labels: further properties of the target, for labels of exports; a read-only copy.
+
     Raises:
       TypeError: if the name or a label is not a string, or the port is not an integer.
       ValueError: if the name is empty, or the port is not from 0 to 65535.
     """
 
     name: str = attrs.field(converter=_name)
-    """A host name, an address, a URL or any other name."""
 
     port: int | None = attrs.field(default=None, converter=_port)
-    """The port, if it is part of the target's identity."""
 
     labels: Mapping[str, str] = attrs.field(
         factory=dict[str, str], converter=_labels, hash=False
     )
-    """Further properties of the target, for labels of exports; a read-only copy."""
 
     key: str = attrs.field(
         init=False, eq=False, repr=False, default=attrs.Factory(_key, takes_self=True)

@@ -68,6 +68,16 @@ class EventMetrics(PlainValue):
 
         1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44
 
+    Args:
+      timestamp: the instant of the totals: Unix time in seconds.
+      start_timestamp: when the totals of this target were zero: Unix time in seconds.
+      labels: the labels ptype, probe and dst, then the additional labels; read-only.
+      metrics: the totals by metric name; read-only.
+      latency_unit: seconds per unit of the metric `latency` and of metrics whose names end
+        in `-latency` or `_latency`. No other metric has this unit.
+      export_interval: seconds between exports. A target without an export for three
+        intervals is stale.
+
     Raises:
       TypeError: if an argument is of the wrong type.
       ValueError: if a timestamp is not finite; if a metric is NaN, or an integer beyond the
@@ -75,23 +85,16 @@ class EventMetrics(PlainValue):
     """
 
     timestamp: float = attrs.field(converter=_timestamp)
-    """The instant of the totals: Unix time in seconds."""
 
     start_timestamp: float = attrs.field(converter=_start_timestamp)
-    """When the totals of this target were zero: Unix time in seconds."""
 
     labels: Mapping[str, str] = attrs.field(converter=_labels, hash=False)
-    """The labels ptype, probe and dst, then the additional labels; read-only."""
 
     metrics: Mapping[str, Value] = attrs.field(converter=_metrics, hash=False)
-    """The totals by metric name; read-only."""
 
     latency_unit: float = attrs.field(default=1.0, converter=validate_latency_unit)
-    """Seconds per unit of the metric `latency` and of metrics whose names end in `-latency`
-    or `_latency`. No other metric has this unit."""
 
     export_interval: float = attrs.field(default=10.0, converter=validate_export_interval)
-    """Seconds between exports. A target without an export for three intervals is stale."""
 
     def __str__(self) -> str:
         labels = ",".join(
@@ -116,9 +119,14 @@ class EventMetrics(PlainValue):
         """Read a line back that cloudprober or `str()` wrote.
 
         Labels and metrics read back equal, except that a `Gauge` becomes a plain number.
-        The timestamp is rounded down to seconds. Attributes that a line does not have are
-        given by keyword. The prefix and the number that cloudprober prints before each line
-        are skipped.
+        The timestamp is rounded down to seconds. The prefix and the number that cloudprober
+        prints before each line are skipped.
+
+        Args:
+          line: one line, with or without its line ending.
+          start_timestamp: an attribute that lines do not have, like the next two.
+          latency_unit: see `EventMetrics`.
+          export_interval: see `EventMetrics`.
 
         Raises:
           ValueError: if `line` is not such a line, or has more than 2,097,152 characters.

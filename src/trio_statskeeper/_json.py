@@ -23,7 +23,7 @@ _encoder = JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 def to_json(event_metrics: EventMetrics) -> str:
-    """Return one line of JSON, without its end, which `from_json` reads back equal."""
+    """Return `event_metrics` as a line of JSON, without its end, for `from_json`."""
     return _encoder.encode(
         {
             "timestamp": event_metrics.timestamp,

@@ -118,6 +118,36 @@ class StatsKeeper:
         keeper = StatsKeeper(ptype="http", name="homepage", targets=endpoints)
         nursery.start_soon(keeper.run, results, exports)
 
+    Args:
+      ptype: the type of the probe: the label `ptype`.
+      name: the name of the probe: the label `probe`.
+      targets: the targets to export: a sequence, or a function that returns them. The
+        function is called when `run` starts, at each tick and for the last pass. A delisted
+        target is exported again whenever it has changed since its last export, until it
+        expires.
+      export_interval: seconds between exports.
+      latency_unit: seconds per unit of the metric `latency` and of metrics whose names end
+        in `-latency` or `_latency`. The keeper passes the unit on to the outputs, and
+        scales nothing itself. Leave it 1 where a `Prober` measures: its latencies are in
+        seconds.
+      distributions: bounds by metric name. Numbers of these metrics are samples of a
+        distribution. Bounds of latencies are in units of `latency_unit`. By default, the
+        metric `latency` has 16 bounds from half a millisecond to a minute, in any unit.
+        With `{}`, latencies add up.
+      additional_labels: labels, by name, that follow ptype, probe and dst. A value is a
+        string, a template (`@target.name@`, `@target.port@` or `@target.label.KEY@`), or a
+        function of the endpoint, which is called at each export.
+      expire_after: seconds until the totals of an unlisted target are dropped, and a gauge
+        or string that is not updated is omitted. None: ten export intervals; `math.inf`:
+        never. Targets don't age while `targets` is not called because a consumer hangs.
+      max_unlisted: how many targets that were never listed are tracked.
+      max_map_keys: how many keys a `Map` of a target may have.
+      max_metrics: how many metrics a target may have.
+      flush_timeout: seconds that `run`, when cancelled, may spend on a last export. Its
+        receiver must run outside of the cancelled scope. 0 disables the last export.
+      clock: returns the Unix time in seconds, which is used for timestamps only. Timestamps
+        increase from pass to pass by at least a millisecond, even if the clock is set back.
+
     Raises:
       TypeError: if an argument is of the wrong type.
       ValueError: if a number is out of range, the bounds of a distribution don't increase,
@@ -125,67 +155,42 @@ class StatsKeeper:
     """
 
     ptype: str = attrs.field(validator=attrs.validators.instance_of(str))
-    """The type of the probe: the label `ptype`."""
 
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
-    """The name of the probe: the label `probe`."""
 
     targets: Callable[[], Iterable[Endpoint]] = attrs.field(converter=targets_function)
-    """The targets to export: a sequence, or a function that returns them. The function is
-    called when `run` starts, at each tick and for the last pass. A delisted target is
-    exported again whenever it has changed since its last export, until it expires."""
 
     export_interval: float = attrs.field(
         default=10.0, kw_only=True, converter=validate_export_interval
     )
-    """Seconds between exports."""
 
     latency_unit: float = attrs.field(
         default=1.0, kw_only=True, converter=validate_latency_unit
     )
-    """Seconds per unit of the metric `latency` and of metrics whose names end in `-latency`
-    or `_latency`. The keeper passes the unit on to the outputs, and scales nothing itself.
-    Leave it 1 where a `Prober` measures: its latencies are in seconds."""
 
     distributions: Mapping[str, tuple[float, ...]] = attrs.field(
         default=attrs.Factory(_default_distributions, takes_self=True),
         kw_only=True,
         converter=_validate_distributions,
     )
-    """Bounds by metric name. Numbers of these metrics are samples of a distribution. Bounds
-    of latencies are in units of `latency_unit`. By default, the metric `latency` has 16
-    bounds from half a millisecond to a minute, in any unit. With `{}`, latencies add up."""
 
     additional_labels: Mapping[str, Label] = attrs.field(
         factory=dict[str, Label], kw_only=True, converter=_validate_additional_labels
     )
-    """Labels, by name, that follow ptype, probe and dst. A value is a string, a template
-    (`@target.name@`, `@target.port@` or `@target.label.KEY@`), or a function of the
-    endpoint, which is called at each export."""
 
     expire_after: float | None = attrs.field(default=None, kw_only=True, validator=_expiry)
-    """Seconds until the totals of an unlisted target are dropped, and a gauge or string
-    that is not updated is omitted. None: ten export intervals; `math.inf`: never. Targets
-    don't age while `targets` is not called because a consumer hangs."""
 
     max_unlisted: int = attrs.field(default=10_000, kw_only=True, validator=integer(0))
-    """How many targets that were never listed are tracked."""
 
     max_map_keys: int = attrs.field(default=1_000, kw_only=True, validator=integer(0))
-    """How many keys a `Map` of a target may have."""
 
     max_metrics: int = attrs.field(default=200, kw_only=True, validator=integer(0))
-    """How many metrics a target may have."""
 
     flush_timeout: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
-    """Seconds that `run`, when cancelled, may spend on a last export. Its receiver must run
-    outside of the cancelled scope. 0 disables the last export."""
 
     clock: Callable[[], float] = attrs.field(
         default=time.time, kw_only=True, validator=is_callable
     )
-    """Returns the Unix time in seconds, which is used for timestamps only. Timestamps
-    increase from pass to pass by at least a millisecond, even if the clock is set back."""
 
     _passes: Passes = attrs.field(
         init=False, repr=False, default=attrs.Factory(_make_passes, takes_self=True)

@@ -178,6 +178,29 @@ class Prober:
     and one when it has recovered; of a prober, at most 20 lines in 10 seconds. Tracebacks
     are logged at the level DEBUG.
 
+    Args:
+      probe: an async function of an endpoint. It returns None, or a mapping of further
+        metrics, if the target is healthy, and raises if it is not. Exceptions, in groups
+        too, end the run alone.
+      targets: the endpoints to probe: a sequence, a function that returns them, or a
+        keeper, whose targets, name and clock are used. The function is called when `run`
+        starts, and then once in the shortest interval of all targets, or every 10 seconds
+        if that is longer.
+      interval: seconds between two runs of a target, at least a microsecond; or a function
+        of the endpoint that returns them, which is called whenever the targets are asked
+        for. A target with a new interval is due at other times: with one that is new each
+        time, such as a random number, it may not be due for long.
+      timeout: seconds after which a run is cancelled, and counts as a timeout, even if its
+        probe ignores that; or a function like `interval`. If a timeout is longer than the
+        interval, runs of a target overlap.
+      max_concurrent: how many probes may run at once; None: any number. Stuck ones do not
+        count, as they would delay other targets.
+      name: what the prober's own statistics have as their label `probe` when they are
+        exported. By default the keeper's, if it is given one, or else empty.
+      clock: returns the time, in seconds since 1970, that decides when targets are due. By
+        default the keeper's, or else `time.time`. Trio's clock measures latencies and
+        timeouts. On a mock clock, all is exact with `trio.current_time`.
+
     Raises:
       TypeError: if `probe` is not async, `targets` is not what it should be, or an argument
         is not a number.
@@ -185,47 +208,30 @@ class Prober:
     """
 
     probe: Probe = attrs.field(validator=_async)
-    """An async function of an endpoint. It returns None, or a mapping of further metrics,
-    if the target is healthy, and raises if it is not. Exceptions, in groups too, end the
-    run alone."""
 
     _targets: Callable[[], Iterable[Endpoint]] | StatsKeeper = attrs.field(
         converter=_keeper_or_function, alias="targets"
     )
 
     interval: Seconds = attrs.field(kw_only=True, validator=_seconds)
-    """Seconds between two runs of a target, at least a microsecond; or a function of the
-    endpoint that returns them, which is called whenever the targets are asked for. A target
-    with a new interval is due at other times: with one that is new each time, such as a
-    random number, it may not be due for long."""
 
     timeout: Seconds = attrs.field(kw_only=True, validator=_seconds)
-    """Seconds after which a run is cancelled, and counts as a timeout, even if its probe
-    ignores that; or a function like `interval`. If a timeout is longer than the interval,
-    runs of a target overlap."""
 
     max_concurrent: int | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(integer(1))
     )
-    """How many probes may run at once; None: any number. Stuck ones do not count, as they
-    would delay other targets."""
 
     name: str = attrs.field(
         default=attrs.Factory(_default_name, takes_self=True),
         kw_only=True,
         validator=attrs.validators.instance_of(str),
     )
-    """What the prober's own statistics have as their label `probe` when they are exported.
-    By default the keeper's, if it is given one, or else empty."""
 
     clock: Callable[[], float] = attrs.field(
         default=attrs.Factory(_default_clock, takes_self=True),
         kw_only=True,
         validator=is_callable,
     )
-    """Returns the time, in seconds since 1970, that decides when targets are due. By
-    default the keeper's, or else `time.time`. Trio's clock measures latencies and timeouts.
-    On a mock clock, all is exact with `trio.current_time`."""
 
     _state: _State = attrs.field(init=False, repr=False, factory=_State)
 

@@ -64,6 +64,10 @@ class Result(PlainValue):
     The keeper checks whether the values can be added to the totals, as it does for any
     `ProbeResult`.
 
+    Args:
+      target: the target that was probed, or its `Endpoint.key`.
+      metrics: what the run adds, by metric name; copied.
+
     Raises:
       TypeError: if `target` is neither a string nor an `Endpoint`, `metrics` is not a
         mapping, a name in it is not a string, or a value not one of a metric.
@@ -71,7 +75,7 @@ class Result(PlainValue):
     """
 
     target: str
-    """The `Endpoint.key` of the target that was probed."""
+    """The `Endpoint.key` of the target."""
 
     _metrics: Mapping[str, Value] = attrs.field(hash=False)
 

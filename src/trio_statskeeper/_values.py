@@ -77,13 +77,15 @@ def _not_nan(value: float) -> int | float:
 class Gauge(PlainValue):
     """A number that goes up and down: a new value replaces the last one.
 
+    Args:
+      value: what was measured.
+
     Raises:
       TypeError: if `value` is not a number.
       ValueError: if `value` is NaN, or beyond the largest float. Infinity is allowed.
     """
 
     value: int | float = attrs.field(converter=_not_nan)
-    """What was measured."""
 
     def __str__(self) -> str:
         return format_number(self.value)
@@ -102,16 +104,18 @@ class Map(PlainValue):
 
     `Map("code", {"200": 1})` counts one response of status 200.
 
+    Args:
+      name: what the keys are; in a monitoring system, the name of their label.
+      values: the count of each key; a read-only copy.
+
     Raises:
       TypeError: if the name or a key is not a string, or a count is not a number.
       ValueError: if a count is negative, NaN or infinite.
     """
 
     name: str = attrs.field(converter=plain_str)
-    """What the keys are; in a monitoring system, the name of their label."""
 
     values: Mapping[str, int | float] = attrs.field(converter=_map_values, hash=False)
-    """The count of each key; a read-only copy."""
 
     def __str__(self) -> str:
         pairs = (
@@ -137,6 +141,12 @@ class Distribution(PlainValue):
     Buckets are `(lower, upper]`, as in Prometheus and OpenTelemetry. (In cloudprober, they
     are `[lower, upper)`: a sample that equals a bound falls one bucket higher.)
 
+    Args:
+      bounds: the upper bound of each bucket except the last, which has none.
+      bucket_counts: the number of samples in each bucket. There is one more bucket than
+        bounds.
+      sum: the sum of all samples.
+
     Raises:
       TypeError: if a bound or the sum is not a number, or a count is not an integer.
       ValueError: if there are no bounds, or they are not finite or don't increase strictly;
@@ -145,13 +155,10 @@ class Distribution(PlainValue):
     """
 
     bounds: tuple[float, ...] = attrs.field(converter=validate_bounds)
-    """The upper bound of each bucket except the last, which has none."""
 
     bucket_counts: tuple[int, ...] = attrs.field(converter=_bucket_counts)
-    """The number of samples in each bucket. There is one more bucket than bounds."""
 
     sum: float = attrs.field(converter=_finite)
-    """The sum of all samples."""
 
     def __attrs_post_init__(self) -> None:
         if len(self.bucket_counts) != len(self.bounds) + 1:
@@ -257,7 +264,7 @@ class Distribution(PlainValue):
 
 
 Value: TypeAlias = int | float | str | Gauge | Map | Distribution
-"""The value of a metric: the README's table shows how each kind accumulates."""
+"""The value of a metric: docs/how-to/probes.md says how each kind accumulates."""
 
 
 def plain_value(value: Value) -> Value:

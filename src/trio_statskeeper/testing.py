@@ -87,6 +87,10 @@ def _error(_: object, __: object, error: BaseException | type[BaseException]) ->
 class Succeed:
     """A step that returns metrics.
 
+    Args:
+      metrics: what it returns; a read-only copy.
+      after: seconds until it does.
+
     Raises:
       TypeError: if `metrics` is no mapping, or `after` no number.
       ValueError: if `after` is negative or not finite.
@@ -95,10 +99,8 @@ class Succeed:
     metrics: Mapping[str, Value] | None = attrs.field(
         default=None, converter=_metrics, hash=False
     )
-    """What it returns; a read-only copy."""
 
     after: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
-    """Seconds until it does."""
 
 
 @final
@@ -106,17 +108,20 @@ class Succeed:
 class Fail:
     """A step that raises.
 
+    Args:
+      error: what it raises: any exception. A `ProbeFailed` may carry metrics and name its
+        `error` key; an `Inconclusive` makes the run count as neither a success nor a
+        failure.
+      after: seconds until it does.
+
     Raises:
       TypeError: if `error` can't be raised, or `after` is no number.
       ValueError: if `after` is negative or not finite.
     """
 
     error: BaseException | type[BaseException] = attrs.field(validator=_error)
-    """What it raises: any exception. A `ProbeFailed` may carry metrics and name its `error`
-    key; an `Inconclusive` makes the run count as neither a success nor a failure."""
 
     after: float = attrs.field(default=0.0, kw_only=True, validator=non_negative)
-    """Seconds until it does."""
 
 
 @final
@@ -153,13 +158,15 @@ class ScriptedProbe:
 
         probe = ScriptedProbe([Succeed(after=0.2), Fail(OSError("refused")), Hang()])
 
+    Args:
+      script: the steps.
+
     Raises:
       TypeError: if `script` is no sequence of steps.
       ValueError: if it is empty.
     """
 
     script: tuple[Step, ...] = attrs.field(converter=_script)
-    """The steps."""
 
     calls: list[tuple[float, str]] = attrs.field(
         init=False, factory=list[tuple[float, str]]

@@ -142,6 +142,21 @@ class OTLPExporter:
     kept. The environment's HTTP proxies (`HTTPS_PROXY`, `NO_PROXY`, ...) are used, except
     for this machine.
 
+    Args:
+      endpoint: the URL of the collector. `/v1/metrics` is appended, unless its path ends
+        with it.
+      service_name: the attribute `service.name` of the resource.
+      resource_attributes: further attributes of the resource; a read-only copy.
+        `service.instance.id` is the host name and a random part, unless it is given here.
+      headers: further headers, such as for authentication; a read-only copy.
+      compression: how requests are compressed. None: they are not compressed.
+      ssl_context: for `https`: trusted and client certificates. None: the default CA
+        certificates.
+      timeout: seconds that a request may take. Also the seconds to deliver what still waits
+        when the exports have ended.
+      statistics_of: keepers and probers whose own statistics are sent, too, as
+        `statskeeper_…`: in separate requests, every ten seconds and at the end.
+
     Raises:
       TypeError: if an argument is of the wrong type.
       ValueError: if `endpoint` is not an HTTP URL, a header is invalid, a name is empty, a
@@ -149,43 +164,32 @@ class OTLPExporter:
     """
 
     endpoint: str = attrs.field(converter=_endpoint, repr=without_secrets)
-    """The URL of the collector. `/v1/metrics` is appended, unless its path ends with it."""
 
     service_name: str = attrs.field(
         default="trio-statskeeper", kw_only=True, validator=_service_name
     )
-    """The attribute `service.name` of the resource."""
 
     resource_attributes: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_resource_attributes
     )
-    """Further attributes of the resource; a read-only copy. `service.instance.id` is the
-    host name and a random part, unless it is given here."""
 
     headers: Mapping[str, str] = attrs.field(
         factory=dict[str, str], kw_only=True, converter=_headers, repr=False
     )
-    """Further headers, such as for authentication; a read-only copy."""
 
     compression: Literal["gzip"] | None = attrs.field(
         default="gzip", kw_only=True, validator=_compression
     )
-    """How requests are compressed. None: they are not compressed."""
 
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=_ssl_context
     )
-    """For `https`: trusted and client certificates. None: the default CA certificates."""
 
     timeout: float = attrs.field(default=10.0, kw_only=True, validator=positive)
-    """Seconds that a request may take. Also the seconds to deliver what still waits when
-    the exports have ended."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
     )
-    """Keepers and probers whose own statistics are sent, too, as `statskeeper_…`: in
-    separate requests, every ten seconds and at the end."""
 
     _instance_id: str = attrs.field(init=False, repr=False)
     _proxy: httpcore2.Proxy | None = attrs.field(init=False, repr=False)

@@ -74,6 +74,13 @@ class PrometheusExporter(Collector):
     and the other is logged. A target becomes stale, and is dropped, after three of its
     export intervals without an export.
 
+    Args:
+      port: where `run` listens. 0: on any free port. None: `run` does not listen.
+      host: a name or address of this machine. All labels are readable there.
+      statistics_of: keepers and probers whose own statistics are exported, too, as
+        `statskeeper_…`.
+      created: whether `…_created` samples say when each counter and histogram began at zero.
+
     Raises:
       TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
         an item that is neither a keeper nor a prober.
@@ -82,20 +89,16 @@ class PrometheusExporter(Collector):
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
-    """Where `run` listens. 0: on any free port. None: `run` does not listen."""
 
     host: str = attrs.field(
         default="127.0.0.1", validator=attrs.validators.instance_of(str)
     )
-    """A name or address of this machine. All labels are readable there."""
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
     )
-    """Keepers and probers whose own statistics are exported, too, as `statskeeper_…`."""
 
     created: bool = attrs.field(default=False, kw_only=True)
-    """Whether `…_created` samples say when each counter and histogram began at zero."""
 
     _page: Page = attrs.field(
         init=False,

@@ -79,7 +79,7 @@ class PrometheusExporter(Collector):
       host: a name or address of this machine. All labels are readable there.
       statistics_of: keepers and probers whose own statistics are exported, too, as
         `statskeeper_…`.
-      created: whether `…_created` samples say when each counter and histogram began at zero.
+      created: whether `…_created` samples say when each counter and histogram began.
 
     Raises:
       TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has

@@ -20,7 +20,7 @@ nox.options.error_on_external_run = True
 # looked for on the network.
 nox.options.download_python = "never"
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -39,6 +39,17 @@ def show_pyenv_versions() -> None:
         )
 
 
+def get_missing_pythons() -> None:
+    """In CI, unpack the interpreters that are missing; `.ci/get-python` says how."""
+    for version in PYTHONS:
+        if "CI" in os.environ and not shutil.which(f"python{version}"):
+            directory = Path(".nox", f"python{version}").resolve()
+            if not directory.exists():
+                subprocess.run([".ci/get-python", version, directory], check=True)
+            os.environ["PATH"] += f"{os.pathsep}{directory / 'usr/bin'}"
+
+
+get_missing_pythons()
 show_pyenv_versions()
 
 
@@ -72,8 +83,9 @@ def typing(session: nox.Session) -> None:
     programs = re.findall(
         r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    for number, program in enumerate(programs, 1):
-        path = Path(session.create_tmp(), f"readme_{number}.py")
+    # The second program imports the first, by this name.
+    for name, program in zip(("monitor", "own_nursery"), programs, strict=True):
+        path = Path(session.create_tmp(), f"{name}.py")
         path.write_text(program)
         checked.append(str(path))
     session.run("mypy", *checked)
@@ -175,7 +187,12 @@ def lift_decorators(source: str) -> str:
 
 @nox.session(default=False, python=PYTHONS[0])
 def mutation(session: nox.Session) -> None:
-    """Break the core in small ways, and check that the tests notice; docs/mutation.md."""
+    """Break the core in small ways, and check that the tests notice; takes hours.
+
+    It prints what survives. `nox -s mutation -- 'trio_statskeeper._totals*'` tries some
+    mutants only. Run it in the foreground: a shell lets background programs ignore Ctrl-C,
+    and the tests of KeyboardInterrupt would hang.
+    """
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "tests", "mutation"))
     copy = Path(session.create_tmp(), "mutation").resolve()
     shutil.rmtree(copy, ignore_errors=True)

@@ -33,9 +33,9 @@ from trio_statskeeper import (
     Value,
     _conflating,
     _expiry,
+    _exported_targets,
     _fan_out,
     _keeper_run,
-    _listed_targets,
     _listing,
     _pacing,
     _runs,
@@ -73,7 +73,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
-    monkeypatch.setattr(_listed_targets, "_BATCH", 1)
+    monkeypatch.setattr(_exported_targets, "_BATCH", 1)
     monkeypatch.setattr(_delivery, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
 

@@ -351,8 +351,9 @@ async def test_what_an_output_raises_is_raised_bare_and_ends_the_others(two):
     received = []
     exports, receive = trio.open_memory_channel[EventMetrics](1)
     exports.send_nowait(export("a", 1))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         await fan_out(receive, fail, shielded)
+    assert caught.value.__context__ is None
     assert received == [export("a", 1)]
     assert exports.statistics().open_receive_channels == 0
 
@@ -434,10 +435,21 @@ async def test_an_export_that_arrives_with_an_exception_does_not_hide_it(caplog)
     assert caplog.messages == []
 
 
-async def test_without_outputs_it_refuses_and_closes_nothing():
+@pytest.mark.parametrize(
+    ("outputs", "error", "message"),
+    [
+        ((), ValueError, "at least one output, got none"),
+        (
+            ("lines",),
+            TypeError,
+            "such as `write_lines` or an exporter's `run`, got 'lines'",
+        ),
+    ],
+)
+async def test_without_outputs_it_refuses_and_closes_nothing(outputs, error, message):
     exports, receive = trio.open_memory_channel[EventMetrics](0)
-    with pytest.raises(ValueError, match="at least one output, got none"):
-        await fan_out(receive)
+    with pytest.raises(error, match=message):
+        await fan_out(receive, *outputs)
     assert exports.statistics().open_receive_channels == 1
 
 

@@ -1017,8 +1017,10 @@ async def test_a_keyboard_interrupt_in_a_probe_passes_through_bare(autojump_cloc
         raise KeyboardInterrupt
 
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
-    with results_receive, pytest.raises(KeyboardInterrupt):
+    with results_receive, pytest.raises(KeyboardInterrupt) as caught:
         await make_prober(probe).run(results_send)
+    # A traceback does not say that it was raised while a Cancelled was handled.
+    assert not isinstance(caught.value.__context__, trio.Cancelled)
 
 
 @pytest.mark.parametrize("nth", range(1, 26))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import UserDict
 
 import attrs
@@ -35,6 +36,24 @@ def test_a_target_of_another_type_is_refused(target):
 def test_metrics_that_are_not_a_mapping_are_refused(metrics):
     with pytest.raises(TypeError, match="metrics must be a mapping, got "):
         Result("a", metrics)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        ({"size": None}, TypeError, "metric 'size': expected a number, string, Gauge,"),
+        ({5: 1}, TypeError, "metric 5: expected a string, got 5"),
+        ({"size": math.nan}, ValueError, "metric 'size': "),
+    ],
+)
+def test_what_is_not_a_metric_is_refused(metrics, error, message):
+    with pytest.raises(error, match=message):
+        Result("a", metrics)
+
+
+def test_an_empty_target_is_refused():
+    with pytest.raises(ValueError, match="target must not be empty"):
+        Result("", {})
 
 
 def test_the_metrics_are_a_read_only_copy():

@@ -156,6 +156,19 @@ async def test_a_clock_that_stands_still_is_not_followed_when_looked_at_twice(
     assert not wall_clock.follow()
 
 
+async def test_a_moment_of_a_slow_computer_moves_no_runs_on_a_mock_clock(autojump_clock):
+    def clock() -> float:
+        # Beside a mock clock, the system's all but stands still.
+        return 1.7e9 + (0.12 if trio.current_time() > 9.9 else 0)
+
+    probe = slow(0)
+    prober = make_prober(probe, [A], interval=1, clock=clock)
+    async with running(prober):
+        await trio.sleep(20)
+    gaps = [b - a for a, b in itertools.pairwise(times(probe, "a"))]
+    assert gaps == pytest.approx([1] * 19, abs=1e-5)
+
+
 @pytest.mark.parametrize("step", [-7_200, 0.3, 7_200])
 async def test_a_clock_that_was_set_is_followed_at_once(autojump_clock, step):
     clock = Clock()

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, NoReturn
 from weakref import ref
@@ -344,12 +345,16 @@ async def press_ctrl_c_after(seconds: float) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(caplog):
+@pytest.mark.parametrize("between", [AsyncExitStack, trio.open_nursery])
+def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(
+    caplog, between
+):
     async def main() -> None:
         send, _ = trio.open_memory_channel[EventMetrics](0)
         try:
             async with (
                 open_outputs(stuck, grace=100),
+                between(),
                 open_keeper(make_keeper("a"), send, grace=100) as results,
             ):
                 await results.send(one("a"))
@@ -359,7 +364,7 @@ def test_a_second_ctrl_c_while_the_keeper_ends_ends_the_outputs_at_once_too(capl
             ended_at.append(trio.current_time())
 
     ended_at: list[float] = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
         run(main)
     assert ended_at == [1]
     assert [record.levelname for record in caplog.records] == [
@@ -453,6 +458,7 @@ async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_cloc
     ("outputs", "grace", "error", "message"),
     [
         ((), 5, ValueError, "open_outputs needs at least one output, got none"),
+        ((stuck, 5), 5, TypeError, "an output must be an async function .* got 5"),
         ((stuck,), -1, ValueError, "grace must be finite and >= 0, got -1"),
         ((stuck,), None, TypeError, "grace must be a number, got None"),
     ],
@@ -491,6 +497,45 @@ async def test_an_output_with_a_bug_ends_the_block_and_the_others_get_the_last_t
     assert caplog.messages == []
 
 
+async def fail_upon_cancellation() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise RuntimeError("cleanup")
+
+
+async def test_what_a_nursery_in_the_block_raises_upon_its_end_hides_no_bug(
+    autojump_clock, caplog
+):
+    async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        await trio.sleep(1)
+        raise THE_ERROR
+
+    with pytest.raises(ValueError, match="own") as caught:
+        async with (
+            open_outputs(bug) as exports,
+            open_keeper(make_keeper("a"), exports),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(fail_upon_cancellation)
+            await trio.sleep_forever()
+    assert caught.value is THE_ERROR
+    (message,) = caplog.messages
+    assert "RuntimeError('cleanup')" in message
+
+
+async def test_no_cancelled_leaves_with_what_an_outputs_nursery_raises(autojump_clock):
+    async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_upon_cancellation)
+            await trio.sleep_forever()
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="cleanup")):
+        async with open_outputs(output):
+            pass
+    assert trio.current_time() == 5
+
+
 async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
     class BugError(Exception):
         """One that can be referred to weakly."""
@@ -518,8 +563,16 @@ async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clo
         gc.enable()
 
 
+async def send_on(results: trio.MemorySendChannel[ProbeResult]) -> None:
+    with trio.CancelScope(shield=True):
+        while True:
+            await results.send(one("a"))
+            await trio.sleep(0.4)
+
+
+@pytest.mark.parametrize("in_nursery", [False, True])
 async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_channel(
-    autojump_clock, caplog
+    autojump_clock, caplog, in_nursery
 ):
     def targets() -> list[Endpoint]:
         if trio.current_time():
@@ -532,10 +585,11 @@ async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_
             open_outputs(recorder.run) as exports,
             open_keeper(make_keeper(targets), exports) as results,
         ):
-            with trio.CancelScope(shield=True):
-                while True:
-                    await results.send(one("a"))
-                    await trio.sleep(0.4)
+            if in_nursery:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send_on, results)
+                    nursery.start_soon(trio.sleep_forever)
+            await send_on(results)
     assert trio.current_time() == pytest.approx(1.2)
     assert caplog.messages == []
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import attrs
+
+V = TypeVar("V")
 
 # The largest float. Larger integers can be neither exported nor added to a float.
 MAX_NUMBER = sys.float_info.max
@@ -160,3 +163,24 @@ def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> No
         raise TypeError(
             f"{attribute.name} must be a function without arguments, got {quote(value)}"
         )
+
+
+def validate_items(
+    what: str, mapping: Mapping[str, V], validate: Callable[[V], V]
+) -> Mapping[str, V]:
+    """Return a read-only copy of a mapping whose names are strings.
+
+    Args:
+      what: what an item of it is, for the error.
+      mapping: the mapping.
+      validate: returns a value, or raises a TypeError or a ValueError.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{what}s must be a mapping, got {quote(mapping)}")
+    items: dict[str, V] = {}
+    for name, value in mapping.items():
+        try:
+            items[plain_str(name)] = validate(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{what} {quote(name)}: {error}") from None
+    return MappingProxyType(items)

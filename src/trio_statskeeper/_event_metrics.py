@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeVar, final
+from typing import final
 
 import attrs
 
-from ._arguments import plain_str, quote, validate_finite, validate_positive
+from ._arguments import (
+    plain_str,
+    quote,
+    validate_finite,
+    validate_items,
+    validate_positive,
+)
 from ._plain_values import PlainValue
 from ._text import escape, escape_name, unescape
 from ._values import Value, format_value, parse_value, plain_value
-
-V = TypeVar("V")
 
 # Lines come from files and networks, and reading a line is one step without a checkpoint.
 # The worst line of this many characters takes some tenths of a second.
@@ -38,11 +42,11 @@ def _start_timestamp(timestamp: float) -> float:
 
 
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    return _validate_items("label", labels, plain_str)
+    return validate_items("label", labels, plain_str)
 
 
 def _metrics(metrics: Mapping[str, Value]) -> Mapping[str, Value]:
-    return _validate_items("metric", metrics, plain_value)
+    return validate_items("metric", metrics, plain_value)
 
 
 def validate_latency_unit(unit: float) -> float:
@@ -53,20 +57,6 @@ def validate_latency_unit(unit: float) -> float:
 def validate_export_interval(interval: float) -> float:
     """Validate the attribute `export_interval` of exports and keepers."""
     return validate_positive("export_interval", interval)
-
-
-def _validate_items(
-    what: str, mapping: Mapping[str, V], validate: Callable[[V], V]
-) -> Mapping[str, V]:
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"{what}s must be a mapping, got {quote(mapping)}")
-    items: dict[str, V] = {}
-    for name, value in mapping.items():
-        try:
-            items[plain_str(name)] = validate(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{what} {quote(name)}: {error}") from None
-    return MappingProxyType(items)
 
 
 @final

@@ -22,6 +22,19 @@ def is_cancellation(error: BaseException) -> bool:
     return all(isinstance(leaf, trio.Cancelled) for leaf in leaf_exceptions(error))
 
 
+def without_cancellations(error: BaseException) -> BaseException:
+    """Return `error`; if it is a group, without each Cancelled in it, unless that is all.
+
+    Where an exception is raised after the end of the scope that was cancelled, nothing
+    would take the Cancelled out of the group.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    cancelled, others = group.split(trio.Cancelled)
+    return group if cancelled is None or others is None else others
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Go through an exception and its causes (`raise … from`), and theirs.
 

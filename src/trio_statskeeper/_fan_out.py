@@ -27,6 +27,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 import trio
 
+from ._arguments import quote
 from ._conflating import ConflatingQueue, arrival_of, stale_at
 from ._event_metrics import EventMetrics
 from ._exceptions import is_cancellation
@@ -44,6 +45,18 @@ _BUFFER_SIZE = 200
 
 # Exports that are dropped between two checkpoints: freeing many at once stalls the loop.
 _DROPPED_BATCH = 500
+
+
+def validate_outputs(of: str, outputs: Sequence[Output]) -> None:
+    """Raise a ValueError if there is no output, a TypeError if one can't be called."""
+    if not outputs:
+        raise ValueError(f"{of} needs at least one output, got none")
+    for output in outputs:
+        if not callable(output):
+            raise TypeError(
+                "an output must be an async function of a receive channel, such as "
+                f"`write_lines` or an exporter's `run`, got {quote(output)}"
+            )
 
 
 @trio.lowlevel.enable_ki_protection
@@ -75,10 +88,10 @@ async def fan_out(  # noqa: ASYNC128  # it passes `started` on
         a parameter `task_status` report that themselves.
 
     Raises:
-      ValueError: if there is no output; `exports` is not closed then.
+      TypeError: if an output can't be called; `exports` is not closed then.
+      ValueError: if there is no output; the same.
     """
-    if not outputs:
-        raise ValueError("fan_out needs at least one output, got none")
+    validate_outputs("fan_out", outputs)
     await FanOut(exports, outputs).run(task_status.started)
 
 

@@ -33,10 +33,13 @@ async def open_flat_nursery() -> AsyncGenerator[trio.Nursery]:
         return
     if others is not None:
         chosen = choose(others.exceptions)
+    context = chosen.__context__
     try:
         raise chosen
     finally:
-        del others, chosen  # else they'd refer to themselves, by their tracebacks
+        chosen.__context__ = context  # without the Cancelled of what waited in the body
+        # Else they would refer to themselves, by their tracebacks.
+        del others, chosen, context
 
 
 # A function of its own: a loop variable would keep an exception alive that has this

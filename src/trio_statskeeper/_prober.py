@@ -195,7 +195,9 @@ class Prober:
 
     interval: Seconds = attrs.field(kw_only=True, validator=_seconds)
     """Seconds between two runs of a target, at least a microsecond; or a function of the
-    endpoint that returns them, which is called whenever the targets are asked for."""
+    endpoint that returns them, which is called whenever the targets are asked for. A target
+    with a new interval is due at other times: with one that is new each time, such as a
+    random number, it may not be due for long."""
 
     timeout: Seconds = attrs.field(kw_only=True, validator=_seconds)
     """Seconds after which a run is cancelled, and counts as a timeout, even if its probe

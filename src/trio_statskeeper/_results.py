@@ -7,10 +7,10 @@ from typing import Literal, Protocol, TypeAlias, final
 
 import attrs
 
-from ._arguments import plain_str, quote
+from ._arguments import plain_str, quote, validate_items
 from ._endpoint import Endpoint
-from ._plain_values import PlainValue, read_only
-from ._values import Value
+from ._plain_values import PlainValue
+from ._values import Value, plain_value
 
 Reason: TypeAlias = Literal[
     "error",
@@ -48,6 +48,8 @@ def _key(target: str | Endpoint) -> str:
     if isinstance(target, Endpoint):
         return target.key
     if isinstance(target, str):
+        if not target:
+            raise ValueError("target must not be empty")
         return plain_str(target)
     raise TypeError(f"target must be a string or an Endpoint, got {quote(target)}")
 
@@ -59,11 +61,13 @@ class Result(PlainValue):
 
         await results.send(Result(endpoint, {"total": 1, "latency": 0.2}))
 
-    The keeper checks the values of the metrics, as it does for any `ProbeResult`.
+    The keeper checks whether the values can be added to the totals, as it does for any
+    `ProbeResult`.
 
     Raises:
-      TypeError: if `target` is neither a string nor an `Endpoint`, or `metrics` is not a
-        mapping.
+      TypeError: if `target` is neither a string nor an `Endpoint`, `metrics` is not a
+        mapping, a name in it is not a string, or a value not one of a metric.
+      ValueError: if `target` is empty, or a number is NaN or beyond the largest float.
     """
 
     target: str
@@ -74,10 +78,9 @@ class Result(PlainValue):
     # Written by hand: for type checkers, an attribute with a converter is not the plain
     # `str` that `ProbeResult` requires.
     def __init__(self, target: str | Endpoint, metrics: Mapping[str, Value]) -> None:
-        if not isinstance(metrics, Mapping):
-            raise TypeError(f"metrics must be a mapping, got {quote(metrics)}")
         object.__setattr__(self, "target", _key(target))
-        object.__setattr__(self, "_metrics", read_only(metrics))
+        deltas = validate_items("metric", metrics, plain_value)
+        object.__setattr__(self, "_metrics", deltas)
 
     def metrics(self) -> Mapping[str, Value]:
         """Return what this run adds, by metric name; a read-only copy."""

@@ -63,32 +63,36 @@ class WallClock:
     """Seconds; follows the clock when that differs by more than `_TOLERANCE`."""
     _looked_at: float = attrs.field(init=False)
     """When it was read, by Trio's clock."""
+    _ran_at: float = attrs.field(init=False)
+    """When it was last read and did not stand still."""
     _showed: float = attrs.field(init=False)
     """What it showed then."""
 
     def __attrs_post_init__(self) -> None:
         self._showed = self._read()
-        self._looked_at = trio.current_time()
+        self._looked_at = self._ran_at = trio.current_time()
         self.ahead = self._showed - self._looked_at
 
     def follow(self) -> float:
         """Follow the clock if it was set, and return by how many seconds; else 0.0.
 
         A clock that stands still is not followed: that is what a real one does on a mock
-        clock of Trio's, which jumps.
+        clock of Trio's, which jumps. A moment in which the computer is slow does not make
+        it run: it has to make up for all the time for which it stood still.
         """
         before = trio.current_time()
-        elapsed = before - self._looked_at
-        if elapsed < _LOOK_INTERVAL:
+        if before - self._looked_at < _LOOK_INTERVAL:
             return 0.0
         shows = self._read()
         now = trio.current_time()
         if now - before > _TOLERANCE / 2:
             return 0.0  # the program was stopped just here
-        stands_still = 0 <= shows - self._showed < elapsed * _STANDS_STILL
-        self._looked_at, self._showed = now, shows
+        self._looked_at = now
+        if 0 <= shows - self._showed < (before - self._ran_at) * _STANDS_STILL:
+            return 0.0
+        self._ran_at, self._showed = now, shows
         step = shows - now - self.ahead
-        if stands_still or abs(step) <= _TOLERANCE:
+        if abs(step) <= _TOLERANCE:
             return 0.0
         self.ahead += step
         return step

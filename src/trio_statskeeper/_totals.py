@@ -2,7 +2,7 @@
 
 `Totals` folds results into the rows (`_rows`) by the aggregations of their metrics
 (`_aggregation`). Which targets are listed, and which have expired, is kept in
-`_listed_targets` and `_expiry`.
+`_exported_targets` and `_expiry`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import attrs
 from ._aggregation import AggregationRules, NewKeys, Rejected, Row, Sum
 from ._arguments import MAX_NUMBER, plain_str, quote
 from ._expiry import UnlistedTargets
-from ._listed_targets import ListedTargets
+from ._exported_targets import ExportedTargets
 from ._rejections import Rejections
-from ._results import ProbeResult, Result
+from ._results import ProbeResult, unchecked_result
 from ._rows import CHANGE, EPOCH, SAVED, START, Rows, Schemas
 from ._values import Value
 
@@ -36,12 +36,12 @@ class Totals:
     rejections: Rejections = attrs.field(init=False, factory=Rejections)
     rows: Rows = attrs.field(init=False, factory=Rows)
     unlisted: UnlistedTargets = attrs.field(init=False)
-    listed: ListedTargets = attrs.field(init=False)
+    listed: ExportedTargets = attrs.field(init=False)
     schemas: Schemas = attrs.field(init=False, factory=Schemas)
 
     def __attrs_post_init__(self) -> None:
         self.unlisted = UnlistedTargets(self.rows, self.export_interval, self.expire_after)
-        self.listed = ListedTargets(self.rows, self.unlisted)
+        self.listed = ExportedTargets(self.rows, self.unlisted)
 
     def fold(  # noqa: C901  # in one piece, as each call takes time (row 3)
         self, result: ProbeResult, now: float, timestamp: Callable[[], float]
@@ -116,7 +116,7 @@ class Totals:
     def _postpone(self, key: str, deltas: Mapping[str, Value]) -> ProbeResult | None:
         try:
             # A copy: `metrics()` is called only once, and the user may change its result.
-            return Result(key, deltas)
+            return unchecked_result(key, dict(deltas))
         except Exception as error:  # noqa: BLE001  # a dict of the user's class
             self.rejections.add_error(error, f"target {quote(key)}: ")
             return None

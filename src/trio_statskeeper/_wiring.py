@@ -29,8 +29,8 @@ import trio
 
 from ._arguments import non_negative
 from ._event_metrics import EventMetrics
-from ._exceptions import is_cancellation
-from ._fan_out import FanOut, Output
+from ._exceptions import is_cancellation, leaf_exceptions, without_cancellations
+from ._fan_out import FanOut, Output, validate_outputs
 from ._keeper import StatsKeeper
 from ._log import logger
 from ._nursery import choose, open_flat_nursery
@@ -75,13 +75,11 @@ def open_outputs(
       grace: seconds from the end of the block to the cancellation of the outputs.
 
     Raises:
-      TypeError: if `grace` is not a number.
+      TypeError: if an output can't be called, or `grace` is not a number.
       ValueError: if there is no output, or `grace` is negative or not finite.
       BaseException: what an output raised, not wrapped in a group.
     """
-    if not outputs:
-        raise ValueError("open_outputs needs at least one output, got none")
-
+    validate_outputs("open_outputs", outputs)
     background = _Background(grace)
 
     @asynccontextmanager
@@ -187,7 +185,7 @@ class _Background:
 
     def fail(self, error: BaseException) -> None:
         """Cancel the block, and have `error` raised when all has ended."""
-        self._raised.append(error)
+        self._raised.append(without_cancellations(error))
         del error  # the Cancelled of the block refers to this frame
         self._block.cancel()
 
@@ -240,10 +238,14 @@ class _Background:
             self._ended.set()
 
     def _note_of_block(self, error: BaseException) -> None:
-        self._in_haste = _IN_HASTE in vars(error)
+        # Nurseries within the block raise groups.
+        leaves = [*leaf_exceptions(error)]
+        self._in_haste = any(_IN_HASTE in vars(leaf) for leaf in leaves)
         # A task that fails closes its channel, and so makes those fail who send to it.
-        if not (self._raised and isinstance(error, trio.BrokenResourceError)):
-            self._raised.append(error)
+        ended = trio.BrokenResourceError, trio.Cancelled
+        if not (self._raised and all(isinstance(leaf, ended) for leaf in leaves)):
+            self._raised.append(without_cancellations(error))
+        del leaves, error  # else they would refer to themselves, by their tracebacks
 
     async def _finish(self) -> None:  # noqa: ASYNC910  # the nursery has a checkpoint
         """Wait until the task has ended, or until it was cancelled and has ended."""

@@ -48,7 +48,9 @@ class Website(BaseHTTPRequestHandler):
     def do_GET(self):
         host = self.headers["Host"].partition(":")[0]
         self.server.requests[host] += 1
+        self.server.cookies |= "Cookie" in self.headers
         self.send_response(503 if host == "127.0.0.3" else 200)
+        self.send_header("Set-Cookie", "visited=before")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -59,6 +61,7 @@ class Website(BaseHTTPRequestHandler):
 def website():
     with ThreadingHTTPServer(("", 0), Website) as server:
         server.requests = Counter()
+        server.cookies = False
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -130,6 +133,7 @@ def test_the_monitoring_program_counts_all_and_ctrl_c_ends_it_with_the_last_tota
         assert export.metrics["total"] in (requests, requests - 1)
         counted_as = "failure" if host == "127.0.0.3" else "success"
         assert export.metrics[counted_as] == export.metrics["total"]
+    assert not server.cookies
     failing = last[f"http://127.0.0.3:{server.server_port}/"].metrics
     assert failing["error"].values == {"status-503": failing["failure"]}
     data = [export.metrics for export in last.values() if export.labels["team"] == "data"]
@@ -147,18 +151,29 @@ def test_the_lines_that_the_readme_shows_are_those_of_its_program():
         )
 
 
-def test_the_program_with_a_nursery_of_its_own_prints_lines():
+def test_the_program_with_a_nursery_of_its_own_does_the_same(tmp_path):
+    # Nothing listens there.
+    hosts = {f"{name}.example": "127.0.0.1" for name in ("a", "b", "c", "db1", "db2")}
+    monitor = {"https://{host}/": "http://{host}:1/", "5432": "1", **hosts}
+    port = free_port()
+    often = {
+        "9464": str(port),
+        "interval=5": "interval=0.2",
+        "WEB + DATA,": "WEB + DATA, export_interval=0.5,",
+    }
+    (tmp_path / "monitor.py").write_text(replaced(MONITOR, monitor))
+    (tmp_path / "own_nursery.py").write_text(replaced(OWN_NURSERY, often))
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", OWN_NURSERY],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        [sys.executable, "own_nursery.py"], cwd=tmp_path, stderr=subprocess.DEVNULL
     ) as running:
-        printed = running.stdout.readline()
-        running.kill()
-    export = EventMetrics.parse(printed)
-    assert export.labels == {"ptype": "tcp", "probe": "example", "dst": "localhost:80"}
-    assert export.metrics["total"] > 0
+        deadline = time.monotonic() + 60
+        while "probe_failure_total{" not in page_at(port) and running.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+    exports = map(EventMetrics.parse, (tmp_path / "metrics.log").read_text().splitlines())
+    teams = {export.labels["dst"]: export.labels["team"] for export in exports}
+    assert teams == {"http://127.0.0.1:1/": "web", "127.0.0.1:1": "data"}
 
 
 def test_the_test_of_the_monitoring_program_passes(tmp_path):

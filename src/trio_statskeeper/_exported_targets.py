@@ -21,7 +21,7 @@ _BATCH = 500
 
 
 @attrs.define(eq=False)
-class ListedTargets:
+class ExportedTargets:
     """The targets of the newest list, by key, in their order."""
 
     rows: Rows

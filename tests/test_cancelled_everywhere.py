@@ -40,7 +40,6 @@ from trio_statskeeper import (
     _pacing,
     _runs,
     _sending,
-    _wakeups,
     fan_out,
     lines,
     open_keeper,
@@ -70,7 +69,6 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(lines, "_KEPT_BATCH", 2)
     monkeypatch.setattr(_listing, "_REMOVED_BATCH", 1)
     monkeypatch.setattr(_runs, "_GIVEN_UP_BATCH", 1)
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", 0)
     monkeypatch.setattr(_expiry, "_BATCH", 1)
     monkeypatch.setattr(_expiry, "_EXPIRY_BATCH", 1)
     monkeypatch.setattr(_exported_targets, "_BATCH", 1)

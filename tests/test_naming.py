@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from decimal import Inexact, localcontext
 
 import pytest
 from hypothesis import given
@@ -13,7 +11,6 @@ from strategies import texts, values
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
 from trio_statskeeper._naming import Families, label_name, valid_text
-from trio_statskeeper._seconds import in_seconds
 
 HISTOGRAM = Distribution.of([3], [1, 2])
 
@@ -120,10 +117,6 @@ def test_values_in_seconds_are_not_converted():
     resolved = Families("probe_").resolve(export(metrics), 0)
     assert [value for _, value in resolved.metrics] == [HISTOGRAM, 3]
     assert resolved.metrics[0][1] is HISTOGRAM
-
-
-def test_an_infinite_gauge_is_infinite_in_seconds():
-    assert in_seconds(Gauge(-math.inf), 0.001) == Gauge(-math.inf)
 
 
 @pytest.mark.parametrize(
@@ -266,16 +259,6 @@ def test_a_map_whose_keys_become_equal_is_skipped(caplog):
     resolved = Families("probe_").resolve(export(metrics), 0)
     assert [value for _, value in resolved.metrics] == [Map("c", {"\\ud83d": 1})]
     assert caplog.messages == ["not exported: 'm', a counter: two keys become equal"]
-
-
-def test_seconds_are_exact_whatever_the_decimal_context_of_the_program():
-    with localcontext(prec=3, traps=[Inexact]):
-        assert in_seconds(123_456_789, 0.001) == 123_456.789
-
-
-@pytest.mark.parametrize("number", [True, type("Odd", (float,), {"__repr__": str})(1.0)])
-def test_numbers_of_any_class_can_be_converted_to_seconds(number):
-    assert in_seconds(number, 0.001) == 0.001
 
 
 @pytest.mark.parametrize(

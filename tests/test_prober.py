@@ -28,7 +28,7 @@ from trio_statskeeper import (
     Prober,
     ProbeResult,
     StatsKeeper,
-    _wakeups,
+    _pacing,
 )
 from trio_statskeeper._listing import _REMOVED_BATCH
 from trio_statskeeper._runs import _GIVEN_UP_BATCH, _TIMED_OUT
@@ -410,8 +410,8 @@ async def test_a_run_that_was_started_but_had_not_begun_before_a_stall_is_missed
 
 
 async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
-    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", 25)  # targets
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 25)  # targets
     prober = make_prober(well, [Endpoint(f"target {i}") for i in range(2_000)])
     rounds = 0
     async with running(prober):
@@ -427,8 +427,8 @@ async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
 async def test_many_targets_that_come_and_go_are_gone_through_in_steps(
     autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", 100)  # targets
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 100)  # targets
     lists = iter([[Endpoint(f"target {i}") for i in range(2_000)], []])
     prober = make_prober(hanging(), lambda: next(lists), timeout=10)
 

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from probing import A, B, hanging, make_prober, running, slow, well
 
-from trio_statskeeper import Endpoint, Map, Prober, ProbeResult, StatsKeeper, _wakeups
+from trio_statskeeper import Endpoint, Map, Prober, ProbeResult, StatsKeeper, _pacing
 from trio_statskeeper._runs import _TIMED_OUT
 
 TARGETS = [Endpoint(str(i)) for i in range(50)]
@@ -103,8 +103,8 @@ async def test_a_run_is_inconclusive_if_the_loop_stands_still(autojump_clock):
 
 
 async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
-    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", 25)  # targets
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 25)  # targets
     prober = make_prober(hanging(), [Endpoint(str(i)) for i in range(1_000)])
     send, _results = trio.open_memory_channel[ProbeResult](math.inf)
     running_then = [0]

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from probing import A, B, hanging, make_prober, running, slow, times, well
 
-from trio_statskeeper import Endpoint, Prober, ProbeResult, StatsKeeper, _wakeups
+from trio_statskeeper import Endpoint, Prober, ProbeResult, StatsKeeper, _pacing
 from trio_statskeeper._schedule import Schedule, WallClock, offset_of
 from trio_statskeeper._targets import Target
 from trio_statskeeper._wakeups import Stalls, Wakeups
@@ -259,7 +259,7 @@ async def test_a_function_may_go_with_a_number(autojump_clock):
 async def test_each_result_comes_at_the_deadline_of_its_own_target(
     autojump_clock, monkeypatch, step_time
 ):
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", step_time)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", step_time)
     timeouts = {"a": 0.3, "b": 12, "c": 0.3, "d": 2.5}
 
     async def stubborn(endpoint: Endpoint) -> None:
@@ -433,8 +433,8 @@ async def test_of_many_hourly_targets_that_come_and_go_few_are_kept(autojump_clo
 
 
 async def test_many_targets_are_scheduled_in_steps(monkeypatch):
-    monkeypatch.setattr(_wakeups, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_wakeups, "_STEP_TIME", 100)  # targets
+    monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 100)  # targets
     schedule = Schedule(WallClock(trio.current_time), Wakeups())
     targets = {key: Target(Endpoint(key), 0.5, 60) for key in map(str, range(2_000))}
     rounds = 0

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from time import perf_counter
 
 import attrs
 import trio
 
+from ._pacing import Step
+
 MIN_STALL = 0.25
 """Seconds by which wake-ups come late in a loop that is busy, but does not stand still."""
-
-# Seconds of going through targets, which are many, between two checkpoints. In a busy
-# loop, a step that is counted in targets would take more turns than an interval has.
-_STEP_TIME = 0.0005
 
 # A wake-up that comes this many seconds late was held up, however late others are.
 _HELD_UP = 1.0
@@ -67,8 +64,8 @@ class Wakeups:
     """Beyond the shortest timeout, usual or not."""
     _usual: float = 0.0
     """How late wake-ups come of late: the maximum, which decays."""
-    _step_ends: float = -math.inf
-    """When the task that runs should let others run, by `perf_counter`."""
+    _step: Step = attrs.field(factory=Step)
+    """That of the task that was woken last."""
 
     async def sleep_until(self, time: float) -> None:
         """Sleep until `time`; if that is past, let other tasks run."""
@@ -89,11 +86,11 @@ class Wakeups:
         if self.lag > self.shortest_timeout:
             self._standstills.add(self.lag, now)
         self._usual = max(self.lag, self._usual * _DECAY)
-        self._step_ends = perf_counter() + _STEP_TIME
+        self._step.begin_next()
 
     def is_step_over(self) -> bool:
         """Return whether the task that was woken last should let others run."""
-        return perf_counter() >= self._step_ends
+        return self._step.is_over
 
     async def let_others_run(self) -> None:
         await self.sleep_until(-math.inf)

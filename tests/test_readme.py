@@ -23,9 +23,14 @@ def lines_of_code(program: str) -> int:
     return sum(bool(line.strip()) for line in program.splitlines())
 
 
-def test_the_readme_has_two_commands_and_a_program_with_its_output():
+def test_the_readme_has_two_commands_and_two_programs_one_with_its_output():
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
-    assert languages == ["sh", "sh", "python", "text"]
+    assert languages == ["sh", "sh", "python", "text", "python"]
+
+
+def test_the_program_with_a_nursery_is_that_of_the_guide():
+    guide = (ROOT / "docs/how-to/own-nursery.md").read_text()
+    assert blocks("python")[1:] == blocks("python", guide)
 
 
 def test_the_readme_has_at_most_120_lines():
@@ -38,14 +43,15 @@ def test_ci_runs_the_command_that_the_readme_gives_for_the_tests():
 
 
 def test_the_monitoring_program_has_at_most_20_lines_and_its_test_15():
-    [program] = blocks("python")
+    program, _ = blocks("python")
     assert lines_of_code(program) <= 20
     [test] = blocks("python", (ROOT / "docs/testing.md").read_text())
     assert lines_of_code(test) <= 15
 
 
 def test_links_of_the_readme_work_on_a_package_index_too():
-    targets = re.findall(r"\]\(([^)]*)\)", README)
+    text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)]*)\)", text)
     assert [target for target in targets if not target.startswith("https://")] == []
 
 

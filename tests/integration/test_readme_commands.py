@@ -31,8 +31,7 @@ def blocks(language: str, page: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
-[MONITOR] = blocks("python", README)
-[OWN_NURSERY] = blocks("python", (ROOT / "docs/how-to/own-nursery.md").read_text())
+MONITOR, OWN_NURSERY = blocks("python", README)
 [SHOWN] = blocks("text", README)
 
 

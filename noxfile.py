@@ -84,7 +84,7 @@ def typing(session: nox.Session) -> None:
     pages = {"monitor": "README.md", "own_nursery": "docs/how-to/own-nursery.md"}
     for name, page in pages.items():
         text = Path(page).read_text()
-        [program] = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        program, *_ = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
         path = Path(session.create_tmp(), f"{name}.py")
         path.write_text(program)
         checked.append(str(path))

@@ -155,15 +155,6 @@ async def test_prometheus_has_all_keys_of_a_map(prometheus, port):
     assert {sample.labels["key"]: sample.value for sample in found} == MANY_KEYS
 
 
-async def test_a_distribution_of_too_many_samples_does_not_keep_others_from_prometheus(
-    prometheus, port
-):
-    full = Result("a", {"size": Distribution([1], [10**308, 0], 0)})
-    results = [full, full, Result("b", {"total": 1})]
-    async with scraped(port, await exports_of("overfull", *results)):
-        await until_there_are(prometheus, 1, 'probe_total{probe="overfull"}')
-
-
 # OpenTelemetry
 
 

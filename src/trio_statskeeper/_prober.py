@@ -332,7 +332,7 @@ class Prober:
         nursery: trio.Nursery,
         log: HealthLog,
     ) -> _Session:
-        # All anew, as Trio's clock may be another one than in the run before.
+        # Nothing is kept from the run before: Trio's clock may be a different one.
         state = self._state
         wakeups = Wakeups()
         schedule = Schedule(wall_clock, wakeups)

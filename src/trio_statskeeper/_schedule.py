@@ -168,7 +168,7 @@ class Schedule:
     async def _rebuild(  # noqa: ASYNC910  # its caller has waited, and will again
         self, targets: Mapping[str, Target], not_before: float | None = None
     ) -> None:
-        """Put all targets into a new heap; schedule them anew, not before that time."""
+        """Put all targets into a new heap; with `not_before`, choose their slots again."""
         heap = list[tuple[float, int, Target]]()
         for target in list(targets.values()):
             if self.wakeups.is_step_over():

@@ -304,8 +304,8 @@ class _KeeperRun:
                 raise
 
     def end(self) -> None:
-        """End the results now, whoever could still send some."""
+        """End the results now, even if clones of the sending end are open."""
         self._ended = True
         if self.results.statistics().open_send_channels:
-            # What was sent is accepted, and whoever sends after that is told.
+            # What was sent is accepted. Sending after that raises BrokenResourceError.
             self._receiving.cancel()

@@ -152,7 +152,7 @@ def _script(script: Sequence[Step]) -> tuple[Step, ...]:
 @final
 @attrs.frozen(eq=False)
 class ScriptedProbe:
-    """A probe that follows a script: one step a call, then the last step for ever.
+    """A probe that follows a script: one step per call, then always the last.
 
     Each endpoint, told by its key, is led through the script from its beginning:
 

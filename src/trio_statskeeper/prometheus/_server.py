@@ -139,9 +139,10 @@ class Server:
         """Close all connections when cancelled: Hypercorn shields its sending."""
         try:
             await trio.sleep_forever()
-        finally:
+        except trio.Cancelled:
             for stream in self._streams:
                 stream.socket.close()
+            raise
 
     @trio.lowlevel.enable_ki_protection
     async def _accept(

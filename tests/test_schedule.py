@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from probing import A, B, hanging, make_prober, running, slow, times, well
 
-from trio_statskeeper import Endpoint, Prober, ProbeResult, StatsKeeper, _pacing
+from trio_statskeeper import Endpoint, Prober, ProbeResult, StatsKeeper, _pacing, _schedule
 from trio_statskeeper._schedule import Schedule, WallClock, offset_of
 from trio_statskeeper._targets import Target
 from trio_statskeeper._wakeups import Stalls, Wakeups
@@ -432,18 +432,24 @@ async def test_of_many_hourly_targets_that_come_and_go_few_are_kept(autojump_clo
         assert len(prober._state.session.schedule._heap) < 3_000
 
 
-async def test_many_targets_are_scheduled_in_steps(monkeypatch):
+async def test_many_targets_are_scheduled_and_old_entries_freed_in_steps(monkeypatch):
     monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
-    monkeypatch.setattr(_pacing, "_STEP_TIME", 100)  # targets
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 100)  # targets, or entries
+    monkeypatch.setattr(_schedule, "_FREED_BATCH", 1)
     schedule = Schedule(WallClock(trio.current_time), Wakeups())
     targets = {key: Target(Endpoint(key), 0.5, 60) for key in map(str, range(2_000))}
-    rounds = 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(schedule._rebuild, targets, 0)
-        while not schedule._heap:
-            rounds += 1
-            await trio.lowlevel.checkpoint()
-    assert 10 <= rounds <= 40
+    rounds = []
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(schedule._rebuild, targets, 0)
+            turns = 0
+            while nursery.child_tasks:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+        rounds.append(turns)
+    scheduled, scheduled_and_freed = rounds
+    assert 10 <= scheduled <= 40
+    assert scheduled_and_freed >= scheduled + 10
 
 
 # Stalls

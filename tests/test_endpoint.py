@@ -83,6 +83,12 @@ def test_the_labels_of_an_endpoint_are_strings(labels):
         Endpoint("a", labels=labels)
 
 
+@pytest.mark.parametrize("labels", [None, ["ab"], "ab"])
+def test_labels_that_are_not_a_mapping_are_refused(labels):
+    with pytest.raises(TypeError, match="labels must be a mapping, got "):
+        Endpoint("a", labels=labels)
+
+
 def test_an_endpoint_copies_its_labels():
     labels = {"zone": "b"}
     endpoint = Endpoint("a", labels=labels)

@@ -235,7 +235,7 @@ async def test_an_unknown_host_is_a_clear_error(host):
         ({"port": 65_536}, ValueError, "port must be from 0 to 65535, got 65536"),
         ({"port": "9464"}, TypeError, "port must be an integer or None, got '9464'"),
         ({"port": True}, TypeError, "port must be an integer or None, got True"),
-        ({"host": None}, TypeError, "'host' must be <class 'str'>"),
+        ({"host": None}, TypeError, "host must be a string, got None"),
     ],
 )
 def test_an_invalid_port_or_host_is_refused(options, error, message):

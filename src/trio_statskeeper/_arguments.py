@@ -157,6 +157,11 @@ def integer(minimum: int) -> Callable[[object, attrs.Attribute[Any], int], None]
     return validate
 
 
+def string(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a string, got {quote(value)}")
+
+
 def is_callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Validate a function."""
     if not callable(value):

@@ -37,7 +37,9 @@ _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    copy = {plain_str(name): plain_str(value) for name, value in dict(labels).items()}
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"labels must be a mapping, got {quote(labels)}")
+    copy = {plain_str(name): plain_str(value) for name, value in labels.items()}
     return MappingProxyType(copy) if copy else _NO_LABELS
 
 

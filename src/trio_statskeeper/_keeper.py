@@ -15,7 +15,14 @@ import attrs
 import trio
 
 from ._aggregation import AggregationRules
-from ._arguments import integer, is_callable, non_negative, quote, validate_number
+from ._arguments import (
+    integer,
+    is_callable,
+    non_negative,
+    quote,
+    string,
+    validate_number,
+)
 from ._clocks import RunningTime, Timestamps
 from ._endpoint import Endpoint, targets_function
 from ._event_metrics import (
@@ -154,9 +161,9 @@ class StatsKeeper:
         the name of a label is invalid or reserved, or the template of a label is unknown.
     """
 
-    ptype: str = attrs.field(validator=attrs.validators.instance_of(str))
+    ptype: str = attrs.field(validator=string)
 
-    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    name: str = attrs.field(validator=string)
 
     targets: Callable[[], Iterable[Endpoint]] = attrs.field(converter=targets_function)
 

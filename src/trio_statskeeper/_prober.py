@@ -31,7 +31,7 @@ from typing import Any, cast, final
 import attrs
 import trio
 
-from ._arguments import integer, is_callable, quote
+from ._arguments import integer, is_callable, quote, string
 from ._endpoint import Endpoint, endpoints_of, targets_function
 from ._health import HealthLog
 from ._keeper import StatsKeeper
@@ -224,7 +224,7 @@ class Prober:
     name: str = attrs.field(
         default=attrs.Factory(_default_name, takes_self=True),
         kw_only=True,
-        validator=attrs.validators.instance_of(str),
+        validator=string,
     )
 
     clock: Callable[[], float] = attrs.field(

@@ -13,7 +13,7 @@ import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trio_statskeeper._arguments import quote
+from trio_statskeeper._arguments import quote, string
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
@@ -90,9 +90,7 @@ class PrometheusExporter(Collector):
 
     port: int | None = attrs.field(default=None, validator=_port)
 
-    host: str = attrs.field(
-        default="127.0.0.1", validator=attrs.validators.instance_of(str)
-    )
+    host: str = attrs.field(default="127.0.0.1", validator=string)
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed

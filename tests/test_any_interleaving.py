@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
+from unittest import mock
 
 import attrs
 import pytest
@@ -32,6 +33,9 @@ from trio_statskeeper import (
     Map,
     ProbeResult,
     Value,
+    _keeper_run,
+    _pacing,
+    _sending,
 )
 
 
@@ -205,6 +209,11 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patches = ExitStack()
+        for module in _keeper_run, _pacing, _sending:
+            # No step is over because a machine was slow: the same happens each time.
+            stopped = mock.patch.object(module, "perf_counter", return_value=0.0)
+            self.patches.enter_context(stopped)
         self.trio = Stepwise()
 
     @initialize(
@@ -247,6 +256,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         if hasattr(self, "exports"):
             self.exports.close()  # lest a flush wait for it
         self.trio.close()
+        self.patches.close()
 
     # What the keeper calls
 

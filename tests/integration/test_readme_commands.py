@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from urllib.request import urlopen
@@ -196,6 +197,7 @@ def test_the_test_of_the_monitoring_program_passes(tmp_path):
 @pytest.mark.skipif(
     "CI" not in os.environ, reason="installs from the network: only with CI set"
 )
+@pytest.mark.skipif(not find_spec("ensurepip"), reason="this Python can't make a venv")
 def test_one_command_installs_and_starts_the_main_example(tmp_path):
     for name in ("LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

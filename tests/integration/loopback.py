@@ -1,4 +1,4 @@
-"""Servers on loopback, in threads of their own, for the examples to probe."""
+"""Servers on loopback, in threads of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def serving(server):
     """Serve in a thread while the block runs; yield the server."""
     with server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield server

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_collector import Received
+from loopback import serving
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -41,14 +42,10 @@ class Collector(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def collector():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Collector)) as server:
         server.totals = {}
         server.received = threading.Event()
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -21,6 +21,7 @@ from itertools import count, pairwise
 
 import programs
 import pytest
+from loopback import serving
 from programs import EXAMPLES, assert_refused
 from prometheus_client.parser import text_string_to_metric_families
 from real_servers import TIMEOUT, free_port, get
@@ -129,12 +130,8 @@ class Targets(ThreadingHTTPServer):
 
 @pytest.fixture
 def targets(owner):
-    with Targets(owner) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Targets(owner)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class Fleet:

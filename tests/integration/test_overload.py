@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 from helpers import Result
+from loopback import serving
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -68,13 +69,9 @@ class Collector(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def collector():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Collector)) as server:
         server.targets = Counter()
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def known_targets(page: str) -> set[str]:

@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 
 import pytest
+from loopback import serving
 from probing_program import REPORTED_BOUNDS
 from real_servers import TIMEOUT, Server, get
 
@@ -53,14 +53,8 @@ class Target(HTTPServer):
 @contextmanager
 def answering(name, *reports, note=""):
     """Run a server; what it has answered by the end, it has answered in full."""
-    with Target(name, reports, note) as target:
-        thread = threading.Thread(target=target.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield target
-        finally:
-            target.shutdown()
-            thread.join()
+    with serving(Target(name, reports, note)) as target:
+        yield target
 
 
 class Program(Server):

@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from urllib.request import urlopen
 
 import pytest
+from loopback import serving
 from real_servers import free_port
 
 from trio_statskeeper import EventMetrics
@@ -60,16 +60,10 @@ class Website(BaseHTTPRequestHandler):
 
 @contextmanager
 def website():
-    with ThreadingHTTPServer(("", 0), Website) as server:
+    with serving(ThreadingHTTPServer(("", 0), Website)) as server:
         server.requests = Counter()
         server.cookies = False
-        thread = Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server
 
 
 def page_at(port: int) -> str:

@@ -6,13 +6,13 @@ import gzip
 import json
 import math
 import socket
-import threading
 from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import real_servers
+from loopback import serving
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -39,12 +39,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def target():
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def test_prometheus_scrapes_and_keeps_what_it_had_when_it_starts_again(

@@ -19,10 +19,10 @@ Ctrl-C is not noticed there, and `grace` limits the end.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Generic, TypeVar, final
+from typing import Generic, Protocol, TypeVar, final
 
 import attrs
 import trio
@@ -85,13 +85,7 @@ def open_outputs(
     @asynccontextmanager
     async def open_() -> AsyncGenerator[trio.MemorySendChannel[EventMetrics]]:
         send, receive = trio.open_memory_channel[EventMetrics](_EXPORTS_BUFFER)
-        running = FanOut(receive, outputs, background.fail)
-
-        def end() -> None:
-            send.close()
-            running.end()
-
-        async with background.outlive(running.run, end):
+        async with background.outlive(send, FanOut(receive, outputs, background.fail)):
             yield send
 
     return _Block(open_())
@@ -133,13 +127,7 @@ def open_keeper(
     @asynccontextmanager
     async def open_() -> AsyncGenerator[trio.MemorySendChannel[ProbeResult]]:
         send, receive = trio.open_memory_channel[ProbeResult](_RESULTS_BUFFER)
-        running = _KeeperRun(keeper, receive, exports.clone())
-
-        def end() -> None:
-            send.close()
-            running.end()
-
-        async with background.outlive(running.run, end):
+        async with background.outlive(send, _KeeperRun(keeper, receive, exports.clone())):
             yield send
 
     return _Block(open_())
@@ -170,6 +158,18 @@ class _Block(AbstractAsyncContextManager[T, None], Generic[T]):
         await self._manager.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
 
 
+class _Receiver(Protocol):
+    """What receives from a channel in the background."""
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """Receive until the channel ends. Call `started` when it has started."""
+        ...
+
+    def end(self) -> None:
+        """End the channel now, even if clones of its sending end are open."""
+        ...
+
+
 @attrs.define(eq=False)
 class _Background:
     """A task that outlives a block."""
@@ -191,18 +191,18 @@ class _Background:
 
     @asynccontextmanager
     async def outlive(
-        self, run: Callable[[Callable[[], None]], Awaitable[None]], end: Callable[[], None]
+        self, send: trio.MemorySendChannel[T], receiver: _Receiver
     ) -> AsyncGenerator[None]:
-        """Start a task; when the block has ended, call `end`, and wait for the task.
+        """Run what receives from a channel; when the block has ended, end it.
 
         Args:
-          run: the task. It calls what it is given when it has started.
-          end: has the task end soon.
+          send: the sending end of the channel. Closed when the block has ended.
+          receiver: what runs in the background.
         """
         try:
             async with open_flat_nursery() as nursery:
                 self._block = nursery.cancel_scope
-                nursery.start_soon(self._run, run)
+                nursery.start_soon(self._run, receiver)
                 await self._started.wait()
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._scope.shield = True
@@ -213,7 +213,8 @@ class _Background:
                         raise
                     self._note_of_block(error)
                 finally:
-                    end()
+                    send.close()
+                    receiver.end()
                     await self._finish()  # noqa: ASYNC102  # it is shielded
         except BaseException as error:  # noqa: ASYNC103  # raised below
             if not is_cancellation(error):
@@ -224,12 +225,10 @@ class _Background:
             self._raise()
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(  # noqa: ASYNC910  # `run` has checkpoints
-        self, run: Callable[[Callable[[], None]], Awaitable[None]]
-    ) -> None:
+    async def _run(self, receiver: _Receiver) -> None:  # noqa: ASYNC910  # it runs long
         try:
             with self._scope:
-                await run(self._started.set)
+                await receiver.run(self._started.set)
         except BaseException as error:  # noqa: ASYNC103  # raised by `outlive`
             if is_cancellation(error):
                 raise

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
 
+from trio_statskeeper._distribution import Distribution
+from trio_statskeeper._exponential import ExponentialDistribution
 from trio_statskeeper._naming import Family, Kind
-from trio_statskeeper._values import Distribution, Value
+from trio_statskeeper._values import Value
 
 from ._samples import Sample, samples
 
@@ -35,6 +37,8 @@ def block(family: Family, labels: str, value: Value) -> bytes:
       labels: the labels of the target, by `label_pairs`.
       value: the value.
     """
+    if isinstance(value, ExponentialDistribution):
+        value = value.classic()
     if not isinstance(value, Distribution):
         return lines(family, labels, samples(value))
     between = _between_labels(family.name, value.bounds, bool(labels))

@@ -117,7 +117,7 @@ def test_times_are_numbers(field, value):
 
 
 def test_an_export_ends_its_pass_or_does_not():
-    with pytest.raises(TypeError, match="^ends_pass must be True or False, got 1$"):
+    with pytest.raises(TypeError, match=r"^ends_pass must be True or False, got 1$"):
         EventMetrics(**VALID, ends_pass=1)
 
 

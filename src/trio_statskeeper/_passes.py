@@ -87,7 +87,9 @@ class Passes:
         try:
             for endpoint in self.totals.listed.to_export():
                 row = rows.take(endpoint.key)
-                export = row and self.exports.build(endpoint, row, timestamp, stale)
+                export = None
+                if row is not None:
+                    export = self.exports.build(endpoint, row, timestamp, stale)
                 if export is None:
                     yield None
                 else:

@@ -20,7 +20,7 @@ from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober, _pacing
-from trio_statskeeper.prometheus import PrometheusExporter, _exporter, _page, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter, _page, _server
 
 LATENCY = "Distribution of latency over all probe runs, in seconds."
 
@@ -121,7 +121,7 @@ async def test_instead_of_timestamps_a_gauge_says_when_each_keepers_newest_expor
     # With timestamps, a dead keeper would look alive. So it would with its own clock, which
     # runs ahead of a wall clock that was set back.
     now = 1000.0
-    monkeypatch.setattr(_page, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(_cut, "time", SimpleNamespace(time=lambda: now))
     exporter = PrometheusExporter()
     await feed(exporter, export(at=8200, dst="a"), export(at=8201, probe="other"))
     now = 1007.5
@@ -525,8 +525,10 @@ async def test_no_step_of_a_scrape_takes_more_than_a_millisecond(
     monkeypatch.setattr(_exporter, "self_metrics", takes(0.4, _exporter.self_metrics))
     for name in "render_first", "_drop_if_stale":
         monkeypatch.setattr(_page.Page, name, takes(0.05, getattr(_page.Page, name)))
-    text = _page.Page.text
-    monkeypatch.setattr(_page.Page, "text", lambda page: map(takes(0.05, iter), text(page)))
+    scraped = _page.Page.scrape
+    monkeypatch.setattr(
+        _page.Page, "scrape", lambda *args: map(takes(0.05, iter), scraped(*args))
+    )
     body = []
     note = takes(0.05, body.append)
 

@@ -28,6 +28,7 @@ from trio_statskeeper._values import Gauge
 
 from ._page import Page
 from ._server import Blocks, Server, listen
+from ._text_format import TextFormat
 
 # Seconds for which a scrape waits until all exports that arrived are rendered.
 _RENDERING_TIMEOUT = 1.0
@@ -98,10 +99,16 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
+    _text: TextFormat = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: TextFormat(self.created), takes_self=True),
+    )
+
     _page: Page = attrs.field(
         init=False,
         repr=False,
-        default=attrs.Factory(lambda self: Page("probe_", self.created), takes_self=True),
+        default=attrs.Factory(lambda self: Page("probe_", self._text), takes_self=True),
     )
 
     _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
@@ -184,13 +191,13 @@ class PrometheusExporter(Collector):
             pages = page, *self_pages
             if step.is_half_over:  # the next page may take as long
                 await step.pause()
-        return chain.from_iterable(page.text() for page in pages)
+        return chain.from_iterable(page.scrape(self._text, frozenset()) for page in pages)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a `prometheus_client` registry; from any thread."""
         *_, self_pages = self._self_pages()
         for page in (self._page, *self_pages):
-            yield from page.metrics()
+            yield from page.metrics(created=self.created)
 
     def describe(self) -> list[Metric]:
         """Return nothing: metrics are not known before they are exported."""
@@ -199,9 +206,9 @@ class PrometheusExporter(Collector):
     def _self_pages(self) -> Iterator[tuple[Page, ...]]:
         """Fill the pages on keepers and probers, in short steps of the iterator."""
         # A keeper and its prober have the same labels, so they need separate pages.
-        keepers = Page(PREFIX, self.created, HELP)
-        probers = Page(PREFIX, self.created, HELP)
-        last_exports = Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
+        keepers = Page(PREFIX, self._text, HELP)
+        probers = Page(PREFIX, self._text, HELP)
+        last_exports = Page(PREFIX, self._text, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         pages = keepers, probers, last_exports
         for observed in self.statistics_of:
             yield pages

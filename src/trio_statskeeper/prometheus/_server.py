@@ -26,7 +26,7 @@ from trio_statskeeper._lookup import addresses_of
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
-from ._text_format import CONTENT_TYPE
+from ._text_format import TextFormat
 
 # Bytes of an answer that are sent at once: some tenths of a millisecond.
 _CHUNK_SIZE = 2**16
@@ -217,7 +217,7 @@ class Server:
     async def _send_metrics(self, send: _Send) -> None:
         step = Step()
         scraped = await self._scrape(step)
-        headers = [(b"content-type", CONTENT_TYPE)]
+        headers = [(b"content-type", TextFormat.content_type)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         body = bytearray()
         for blocks in scraped:

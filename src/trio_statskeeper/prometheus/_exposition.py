@@ -1,0 +1,45 @@
+"""What the formats of scrapes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+from trio_statskeeper._naming import Family
+from trio_statskeeper._values import Value
+
+Part: TypeAlias = tuple[Family, bool]
+"""A family, and whether its `_created` samples are meant: in the text format, these are a
+family of their own."""
+
+
+class Exposition(Protocol):
+    """How the samples of targets are rendered.
+
+    The samples of a family must be adjacent, so each target has a *block* for each part.
+    """
+
+    @property
+    def content_type(self) -> bytes: ...
+
+    def parts(self, family: Family) -> Sequence[Part]:
+        """Return the parts in which `family` is rendered."""
+        ...
+
+    def blocks(
+        self,
+        metrics: Iterable[tuple[Family, Value]],
+        labels: Mapping[str, str],
+        start_timestamp: float,
+    ) -> Mapping[Part, bytes]:
+        """Render the metrics of a target."""
+        ...
+
+    def join(self, part: Part, blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+        """Add what precedes the blocks of a part, in the short steps of an iterator.
+
+        Args:
+          part: the part.
+          blocks: the blocks of all targets; can be iterated several times.
+        """
+        ...

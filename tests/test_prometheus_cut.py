@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+
 import attrs
 import trio
 from helpers import make_keeper, one
 from scraping import collected, export, feed, parsed, samples
 
 from trio_statskeeper import Endpoint, EventMetrics, ProbeResult, _pacing
-from trio_statskeeper.prometheus import PrometheusExporter, _exporter
+from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter
 
 
 def of_pass(number: int, dst: str, *, ends: bool = False, **labels: str) -> EventMetrics:
@@ -141,3 +144,32 @@ async def test_a_family_that_no_target_of_the_newest_pass_has_is_not_shown(autoj
     ]
     await feed(exporter, export({"x": 1}, at=2, dst="b"))
     assert {line.split("{")[0] for line in await samples(exporter)} == {"probe_x_total"}
+
+
+async def test_old_cuts_are_freed_in_small_steps(autojump_clock, monkeypatch):
+    alive = weakref.WeakSet[_cut.Target]()
+    render = _cut.Target.render
+
+    def render_and_count(target, exposition):
+        alive.add(target)
+        render(target, exposition)
+
+    monkeypatch.setattr(_cut.Target, "render", render_and_count)
+    exporter = PrometheusExporter()
+    page = exporter._page
+    page.use(trio.lowlevel.current_clock())
+    most_freed = 0
+    for number in range(1, 6):
+        for index in range(1_000):
+            page.put(of_pass(number, str(index), ends=index == 999))
+        scraped = page.scrape(exporter._text, frozenset())
+        while page.waiting:
+            before = len(alive)
+            page.render_first()
+            if len(page.waiting) == 500:  # the client of one of two scrapes goes away
+                for _ in itertools.islice(scraped, 2 if number % 2 else None):
+                    pass
+                del scraped
+            most_freed = max(most_freed, before - len(alive))
+    assert most_freed < 10
+    assert len(alive) < 3_000

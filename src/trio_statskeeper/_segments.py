@@ -14,7 +14,7 @@ from ._conflating import Series
 V = TypeVar("V")
 
 # Keys of a segment. Copying it takes some microseconds.
-_SEGMENT_SIZE = 500
+_SEGMENT_SIZE = 250
 
 _MIN_HASH, _MAX_HASH = -sys.maxsize - 1, sys.maxsize
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -31,15 +32,19 @@ class Exposition(Protocol):
         metrics: Iterable[tuple[Family, Value]],
         labels: Mapping[str, str],
         start_timestamp: float,
-    ) -> Mapping[Part, bytes]:
-        """Render the metrics of a target."""
+    ) -> Sequence[bytes]:
+        """Render the metrics of a target: a block for each part of each family.
+
+        A block may be empty.
+        """
         ...
 
-    def join(self, part: Part, blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
-        """Add what precedes the blocks of a part, in the short steps of an iterator.
+    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+        """Yield the blocks of all targets with what precedes them, in short steps.
 
         Args:
           part: the part.
-          blocks: the blocks of all targets; can be iterated several times.
+          columns: the blocks of some targets after others; it is emptied, so that blocks
+            are freed in short steps, too.
         """
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import attrs
@@ -18,7 +18,7 @@ from trio_statskeeper._pacing import Step
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Map
 
-from ._cut import Cut, Keeper, Target
+from ._cut import Cut, Keeper, Retired, Target
 from ._exposition import Exposition, Part
 from ._samples import created_samples, samples
 
@@ -50,6 +50,7 @@ class Page:
     waiting: OrderedDict[Series, tuple[EventMetrics, float]] = attrs.field(
         init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
     )
+    _retired: Retired = attrs.field(init=False, factory=Retired)
     # The rest of a segment whose targets are being checked for staleness.
     _unchecked: Iterator[tuple[Series, Target]] = attrs.field(init=False, default=iter(()))
     _segment: int = attrs.field(init=False, default=0)
@@ -79,7 +80,7 @@ class Page:
     def _keeper_of(self, export: EventMetrics) -> Keeper:
         key = keeper_of(export)
         if key not in self.keepers:
-            self.keepers[key] = Keeper(self._now)
+            self.keepers[key] = Keeper(self._retired, self._now)
         return self.keepers[key]
 
     async def render(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
@@ -95,12 +96,14 @@ class Page:
         self._render(export, arrived, keeper)
         keeper.note_rendered(export, self._now)
         self._drop_stale_amortized(arrived)
+        self._retired.free_some()
 
     def _render(self, export: EventMetrics, arrived: float, keeper: Keeper) -> None:
         resolved = self._families.resolve(export, arrived)
         target = Target(
             keeper,
-            resolved.metrics,
+            tuple(family for family, _ in resolved.metrics),
+            [value for _, value in resolved.metrics],
             resolved.labels,
             export.labels,
             export.start_timestamp,
@@ -167,7 +170,7 @@ class Page:
 
     def scrape(
         self, exposition: Exposition, names: AbstractSet[str]
-    ) -> Iterator[list[bytes]]:
+    ) -> Iterator[Sequence[bytes]]:
         """Yield a scrape in short steps, as of the first step: one cut of each keeper.
 
         Args:
@@ -184,18 +187,33 @@ class Page:
 
     def _scrape(
         self, exposition: Exposition, names: AbstractSet[str], cuts: list[Cut], now: float
-    ) -> Iterator[list[bytes]]:
-        parts: dict[Part, list[Cut]] = {}
-        for cut in cuts:
-            for family in cut.families:
+    ) -> Iterator[Sequence[bytes]]:
+        parts: dict[Part, None] = {}
+        for families in [cut.families for cut in cuts]:
+            for family in families:
                 # A stale one may share its name with a newer one.
                 if family.used_until > now and (not names or names & family.sample_names):
-                    for part in exposition.parts(family):
-                        parts.setdefault(part, []).append(cut)
-            for _ in cut.render(exposition):
-                yield []
-        for part, with_part in parts.items():
-            yield from exposition.join(part, _Blocks(exposition, part, with_part))
+                    parts.update(dict.fromkeys(exposition.parts(family)))
+            yield ()
+        columns: list[dict[Part, list[bytes]]] = []
+        for some in self._columns(exposition, cuts):
+            if some is not None:
+                columns.append(some)
+            yield ()
+        for part in parts:
+            yield from exposition.join(part, deque(some.pop(part, []) for some in columns))
+
+    def _columns(
+        self, exposition: Exposition, cuts: list[Cut]
+    ) -> Iterator[dict[Part, list[bytes]] | None]:
+        try:
+            for cut in cuts:
+                yield from cut.columns(exposition)
+        finally:
+            # They may have been replaced meanwhile.
+            for cut in cuts:
+                self._retired.add(cut)
+            cuts.clear()
 
     def metrics(self, *, created: bool) -> Iterable[Metric]:
         """Return the metrics for `prometheus_client`; can be called from any thread."""
@@ -210,7 +228,7 @@ class Page:
 
 
 def _add_samples(metrics: dict[Family, Metric], target: Target, *, created: bool) -> None:
-    for family, value in target.metrics:
+    for family, value in zip(target.families, target.values, strict=True):
         found = samples(value)
         if created and family.is_cumulative:
             found += created_samples(value, target.start_timestamp)
@@ -224,19 +242,6 @@ def _add_samples(metrics: dict[Family, Metric], target: Target, *, created: bool
             if text is not None and family.label is not None:
                 labels = {**labels, family.label: text}
             metrics[family].add_sample(family.name + suffix, labels, number)
-
-
-@attrs.frozen(eq=False)
-class _Blocks:
-    """The blocks of a part, of all targets that have it."""
-
-    exposition: Exposition
-    part: Part
-    cuts: list[Cut]
-
-    def __iter__(self) -> Iterator[list[bytes]]:
-        for cut in self.cuts:
-            yield from cut.blocks(self.exposition, self.part)
 
 
 def _series(labels: Mapping[str, str]) -> Series:

@@ -5,7 +5,8 @@ https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import final
@@ -49,24 +50,24 @@ class TextFormat:
         metrics: Iterable[tuple[Family, Value]],
         labels: Mapping[str, str],
         start_timestamp: float,
-    ) -> dict[Part, bytes]:
-        blocks: dict[Part, bytes] = {}
+    ) -> list[bytes]:
+        blocks: list[bytes] = []
         pairs = _label_pairs(labels)
         for family, value in metrics:
-            blocks[family, False] = _block(family, pairs, value)
+            blocks.append(_block(family, pairs, value))
             if self.created and family.is_cumulative:
                 created = created_samples(value, start_timestamp)
-                blocks[family, True] = _lines(family, pairs, created)
+                blocks.append(_lines(family, pairs, created))
         return blocks
 
-    def join(self, part: Part, blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
-        heading = [_heading(*part)]
-        for found in blocks:
-            if found:  # maps may be empty
-                yield heading + found
-                heading = []
-            else:
-                yield []
+    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+        heading = _heading(*part)
+        while columns:
+            column = columns.popleft()
+            if heading and any(column):  # a map may be empty
+                yield [heading]
+                heading = b""
+            yield column
 
 
 def _block(family: Family, labels: str, value: Value) -> bytes:

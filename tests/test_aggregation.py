@@ -15,7 +15,13 @@ import pytest
 import trio
 from helpers import Result, make_keeper, one, running, totals
 
-from trio_statskeeper import Distribution, Gauge, Map, Value
+from trio_statskeeper import (
+    Distribution,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    Value,
+)
 
 NAN = math.nan
 INF = math.inf
@@ -29,6 +35,7 @@ async def test_each_kind_of_value_accumulates(autojump_clock):
         "ok": True,
         "latency": 1.5,
         "size": Distribution((10,), (1, 0), 5),
+        "time-to-first-byte": ExponentialDistribution.of([1.5]),
         "resp-code": Map("code", {"200": 1}),
         "queue": Gauge(7),
         "version": "v1",
@@ -39,6 +46,7 @@ async def test_each_kind_of_value_accumulates(autojump_clock):
         "ok": True,
         "latency": -3,
         "size": Distribution((10,), (2, 3), 50),
+        "time-to-first-byte": ExponentialDistribution.of([0, 3]),
         "resp-code": Map("code", {"404": 2, "200": 1}),
         "queue": Gauge(3),
         "version": "v2",
@@ -53,6 +61,7 @@ async def test_each_kind_of_value_accumulates(autojump_clock):
         "ok": 2,
         "latency": Distribution((1, 2), (1, 1, 0), -1.5),
         "size": Distribution((10,), (3, 3), 55),
+        "time-to-first-byte": ExponentialDistribution.of([1.5, 0, 3]),
         "resp-code": Map("code", {"200": 2, "404": 2}),
         "queue": Gauge(3),
         "version": "v2",

@@ -16,12 +16,19 @@ from strategies import (
     counts,
     damaged,
     distributions,
+    exponentials,
     finite,
     gauges,
     texts,
 )
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
 from trio_statskeeper.lines import from_json, to_json
 
 FULL = EventMetrics(
@@ -59,6 +66,21 @@ def test_json_names_all_fields():
         (10**300, str(10**300)),
         (math.inf, '{"number":"+Inf"}'),
         (-math.inf, '{"number":"-Inf"}'),
+        (
+            ExponentialDistribution.of([1.5, -2, 0], max_buckets=2),
+            (
+                '{"scale":20,"positive_offset":613377,"positive_counts":[1],'
+                '"negative_offset":1048575,"negative_counts":[1],"zero_count":1,'
+                '"sum":-0.5,"min":-2.0,"max":1.5}'
+            ),
+        ),
+        (
+            ExponentialDistribution(0),
+            (
+                '{"scale":20,"positive_offset":0,"positive_counts":[],"negative_offset":0,'
+                '"negative_counts":[],"zero_count":0,"sum":0.0,"min":null,"max":null}'
+            ),
+        ),
         (Gauge(math.inf), '{"gauge":"+Inf"}'),
         (Gauge(-math.inf), '{"gauge":"-Inf"}'),
         ("+Inf", '"+Inf"'),
@@ -82,6 +104,7 @@ json_values = (
     | gauges
     | st.builds(Map, json_texts, st.dictionaries(json_texts, counts, max_size=5))
     | distributions()
+    | exponentials()
 )
 positive = st.floats(0, LARGEST, exclude_min=True)
 exports = st.builds(

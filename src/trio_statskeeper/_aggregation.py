@@ -15,15 +15,10 @@ from typing import Any, TypeAlias, assert_never, cast, final
 import attrs
 
 from ._arguments import MAX_NUMBER, is_number, plain_number, plain_str, quote
+from ._distribution import Distribution, unchecked_distribution
+from ._exponential import ExponentialDistribution
 from ._results import Reason
-from ._values import (
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    unchecked_distribution,
-    unchecked_map,
-)
+from ._values import Gauge, Map, Value, unchecked_map
 
 # A constant, as negating takes time for each sample.
 _MIN_NUMBER = -MAX_NUMBER
@@ -188,7 +183,27 @@ class Histogram:
         return unchecked_distribution(self.bounds, counts, row[at])
 
 
-Aggregation: TypeAlias = Sum | LastValue | SumByKey | Histogram
+@final
+@attrs.frozen
+class ExponentialHistogram:
+    """Merges exponential distributions. The row holds the merged one."""
+
+    zero = (ExponentialDistribution(20),)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is not ExponentialDistribution:
+            raise Rejected("kind", f"expected an exponential one, got {quote(value)}")
+        try:
+            row[at] = row[at].merge(value)
+        except ValueError as error:
+            raise Rejected("overflow", str(error)) from None
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        total: Value = row[at]
+        return total
+
+
+Aggregation: TypeAlias = Sum | LastValue | SumByKey | Histogram | ExponentialHistogram
 """Each has:
 
 - `zero`: the numbers of a metric before its first value;
@@ -220,6 +235,9 @@ class AggregationRules:
         first = plain_number(cast("float", value)) if is_number(value) else value
         if not isinstance(first, Value):
             raise Rejected("type", f"{quote(value)} is not a value of a metric")
+        return self._aggregation_of_kind(first)
+
+    def _aggregation_of_kind(self, first: Value) -> Aggregation:
         match first:
             case int() | float():
                 return Sum()
@@ -235,6 +253,8 @@ class AggregationRules:
                 return SumByKey(first.name).with_keys_of(first, self.max_map_keys)
             case Distribution():
                 return Histogram(first.bounds, takes_samples=False)
+            case ExponentialDistribution():
+                return ExponentialHistogram()
             case _:
                 assert_never(first)
 

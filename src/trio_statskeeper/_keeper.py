@@ -24,6 +24,7 @@ from ._arguments import (
     validate_number,
 )
 from ._clocks import RunningTime, Timestamps
+from ._distribution import validate_bounds
 from ._endpoint import Endpoint, targets_function
 from ._event_metrics import (
     EventMetrics,
@@ -38,7 +39,6 @@ from ._passes import Passes
 from ._results import ProbeResult
 from ._ticks import Grid, MissedTicks
 from ._totals import Totals
-from ._values import validate_bounds
 
 # The keeper's labels, and Prometheus' label of the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TypeAlias, assert_never
 
-from trio_statskeeper._values import Distribution, Gauge, Map, Value
+from trio_statskeeper._distribution import Distribution
+from trio_statskeeper._exponential import ExponentialDistribution
+from trio_statskeeper._values import Gauge, Map, Value
 
 Sample: TypeAlias = tuple[str, str | None, float]
 """What the sample's name adds to its family's name; the value of the family's label, if the
@@ -31,6 +33,8 @@ def samples(value: Value) -> list[Sample]:
                 ("_sum", None, value.sum),
                 ("_count", None, value.count),
             ]
+        case ExponentialDistribution():
+            return samples(value.classic())
         case _:
             assert_never(value)
 

@@ -13,8 +13,10 @@ from typing import final
 
 import attrs
 
+from trio_statskeeper._distribution import Distribution
+from trio_statskeeper._exponential import ExponentialDistribution
 from trio_statskeeper._naming import Family, Kind
-from trio_statskeeper._values import Distribution, Value
+from trio_statskeeper._values import Value
 
 from ._exposition import Part
 from ._samples import Sample, created_samples, samples
@@ -78,6 +80,8 @@ def _block(family: Family, labels: str, value: Value) -> bytes:
       labels: the labels of the target, by `_label_pairs`.
       value: the value.
     """
+    if isinstance(value, ExponentialDistribution):
+        value = value.classic()
     if not isinstance(value, Distribution):
         return _lines(family, labels, samples(value))
     between = _between_labels(family.name, value.bounds, bool(labels))

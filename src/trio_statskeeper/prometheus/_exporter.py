@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -13,7 +13,7 @@ import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trio_statskeeper._arguments import quote, string
+from trio_statskeeper._arguments import integer, quote
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
@@ -26,8 +26,9 @@ from trio_statskeeper._self_metrics import (
 )
 from trio_statskeeper._values import Gauge
 
+from ._listeners import listen
 from ._page import Page
-from ._server import Blocks, Server, listen
+from ._server import Scrape, Server
 from ._text_format import TextFormat
 
 # Seconds for which a scrape waits until all exports that arrived are rendered.
@@ -44,6 +45,20 @@ def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
         raise TypeError(f"{attribute.name} must be an integer or None, got {quote(port)}")
     if not 0 <= port <= 65_535:
         raise ValueError(f"{attribute.name} must be from 0 to 65535, got {port}")
+
+
+def _validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(host, str):
+        return host
+    error = TypeError(f"host must be a string, or a sequence of strings, got {quote(host)}")
+    if not isinstance(host, Sequence):
+        raise error
+    for each in host:
+        if not isinstance(each, str):
+            raise error
+    if not host:
+        raise ValueError("host must be a string, or a sequence of strings, got none")
+    return tuple(host)
 
 
 @attrs.define(eq=False)
@@ -77,27 +92,36 @@ class PrometheusExporter(Collector):
 
     Args:
       port: where `run` listens. 0: on any free port. None: `run` does not listen.
-      host: a name or address of this machine. All labels are readable there.
+      host: a name or address of this machine, or several. All labels are readable there.
+        `::` includes IPv4.
       statistics_of: keepers and probers whose own statistics are exported, too, as
         `statskeeper_…`.
       created: whether `…_created` samples say when each counter and histogram began.
+      max_connections: how many connections are served at a time. For a further one, that
+        which has waited longest for a request is closed; if all are being answered, the
+        further one gets a 503.
+      max_scrapes: how many scrapes are answered at a time. Further ones get a 503.
 
     Raises:
-      TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
-        an item that is neither a keeper nor a prober.
-      ValueError: if `port` is not from 0 to 65535, or two items of `statistics_of` have the
-        same labels.
+      TypeError: if an argument is of another type, or `statistics_of` has an item that is
+        neither a keeper nor a prober.
+      ValueError: if `port` is not from 0 to 65535, `host` is empty, a limit is not >= 1, or
+        two items of `statistics_of` have the same labels.
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
 
-    host: str = attrs.field(default="127.0.0.1", validator=string)
+    host: str | Sequence[str] = attrs.field(default="127.0.0.1", converter=_validate_host)
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
     )
 
     created: bool = attrs.field(default=False, kw_only=True)
+
+    max_connections: int = attrs.field(default=40, kw_only=True, validator=integer(1))
+
+    max_scrapes: int = attrs.field(default=5, kw_only=True, validator=integer(1))
 
     _text: TextFormat = attrs.field(
         init=False,
@@ -115,7 +139,7 @@ class PrometheusExporter(Collector):
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """The host and port where `run` listens now, or None."""
+        """The address and port where `run` listens now, or None; the first of several."""
         return self._listening.address
 
     @trio.lowlevel.enable_ki_protection
@@ -150,10 +174,11 @@ class PrometheusExporter(Collector):
         listening.busy = True
         try:
             with exports:
-                listeners = await listen(self.host, self.port)
+                hosts = [self.host] if isinstance(self.host, str) else self.host
+                listeners = await listen(hosts, self.port)
                 listening.address = listeners[0].socket.getsockname()[:2]
                 task_status.started(listening.address)
-                server = Server(self._scrape)
+                server = Server(self._scrape, self.max_connections, self.max_scrapes)
                 await server.serve_while(listeners, partial(self._take, exports))
         finally:
             listening.busy = False
@@ -179,7 +204,7 @@ class PrometheusExporter(Collector):
                         break
         await trio.lowlevel.checkpoint()
 
-    async def _scrape(self, step: Step) -> Blocks:
+    async def _scrape(self, step: Step, accept: str, names: frozenset[str]) -> Scrape:
         """Return the text of a scrape."""
         page = self._page
         page.use(trio.lowlevel.current_clock())
@@ -191,7 +216,8 @@ class PrometheusExporter(Collector):
             pages = page, *self_pages
             if step.is_half_over:  # the next page may take as long
                 await step.pause()
-        return chain.from_iterable(page.scrape(self._text, frozenset()) for page in pages)
+        blocks = chain.from_iterable(page.scrape(self._text, names) for page in pages)
+        return Scrape(self._text.content_type, blocks)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a `prometheus_client` registry; from any thread."""

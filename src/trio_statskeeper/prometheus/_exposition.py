@@ -6,8 +6,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from trio_statskeeper._naming import Family
+from trio_statskeeper._naming import Family, Kind
 from trio_statskeeper._values import Value
+
+# What the names of a family's samples begin with, and the type, for each kind.
+SUFFIX_AND_TYPE: dict[Kind, tuple[str, str]] = {
+    "counter": ("_total", "counter"),
+    "info": ("_info", "gauge"),
+    "gauge": ("", "gauge"),
+    "histogram": ("", "histogram"),
+}
 
 Part: TypeAlias = tuple[Family, bool]
 """A family, and whether its `_created` samples are meant: in the text format, these are a

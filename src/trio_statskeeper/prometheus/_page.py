@@ -215,7 +215,7 @@ class Page:
                 self._retired.add(cut)
             cuts.clear()
 
-    def metrics(self, *, created: bool) -> Iterable[Metric]:
+    def metrics(self, *, created: bool, buckets_per_power: int) -> Iterable[Metric]:
         """Return the metrics for `prometheus_client`; can be called from any thread."""
         metrics: dict[Family, Metric] = {}
         now = self._now
@@ -223,13 +223,15 @@ class Page:
             for segment in keeper.cut.segments:
                 for target in segment.values():
                     if not self._is_stale(target, now):
-                        _add_samples(metrics, target, created=created)
+                        _add_samples(metrics, target, created, buckets_per_power)
         return metrics.values()
 
 
-def _add_samples(metrics: dict[Family, Metric], target: Target, *, created: bool) -> None:
+def _add_samples(
+    metrics: dict[Family, Metric], target: Target, created: bool, buckets_per_power: int
+) -> None:
     for family, value in zip(target.families, target.values, strict=True):
-        found = samples(value)
+        found = samples(value, buckets_per_power)
         if created and family.is_cumulative:
             found += created_samples(value, target.start_timestamp)
         if isinstance(value, Map):

@@ -15,19 +15,11 @@ import attrs
 
 from trio_statskeeper._distribution import Distribution
 from trio_statskeeper._exponential import ExponentialDistribution
-from trio_statskeeper._naming import Family, Kind
+from trio_statskeeper._naming import Family
 from trio_statskeeper._values import Value
 
-from ._exposition import Part
+from ._exposition import SUFFIX_AND_TYPE, Part
 from ._samples import Sample, created_samples, samples
-
-# What the names of a family's samples begin with, and the type, for each kind.
-_SUFFIX_AND_TYPE: dict[Kind, tuple[str, str]] = {
-    "counter": ("_total", "counter"),
-    "info": ("_info", "gauge"),
-    "gauge": ("", "gauge"),
-    "histogram": ("", "histogram"),
-}
 
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 
@@ -39,6 +31,8 @@ class TextFormat:
 
     created: bool
     """Whether it has `_created` samples."""
+    buckets_per_power: int
+    """Buckets of an exponential distribution per power of two."""
 
     content_type = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -56,6 +50,8 @@ class TextFormat:
         blocks: list[bytes] = []
         pairs = _label_pairs(labels)
         for family, value in metrics:
+            if isinstance(value, ExponentialDistribution):
+                value = value.classic(self.buckets_per_power)  # noqa: PLW2901
             blocks.append(_block(family, pairs, value))
             if self.created and family.is_cumulative:
                 created = created_samples(value, start_timestamp)
@@ -80,8 +76,6 @@ def _block(family: Family, labels: str, value: Value) -> bytes:
       labels: the labels of the target, by `_label_pairs`.
       value: the value.
     """
-    if isinstance(value, ExponentialDistribution):
-        value = value.classic()
     if not isinstance(value, Distribution):
         return _lines(family, labels, samples(value))
     between = _between_labels(family.name, value.bounds, bool(labels))
@@ -116,7 +110,7 @@ def _lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes
 
 def _heading(family: Family, created: bool) -> bytes:
     """Return the lines that precede a family, or its `..._created` samples."""
-    suffix, kind = ("_created", "gauge") if created else _SUFFIX_AND_TYPE[family.kind]
+    suffix, kind = ("_created", "gauge") if created else SUFFIX_AND_TYPE[family.kind]
     name = family.name + suffix
     text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()

@@ -65,7 +65,9 @@ class ProtobufFormat:
         labels: Mapping[str, str],
         start_timestamp: float,
     ) -> list[bytes]:
-        in_common = Metric(label=[_label(*label) for label in labels.items()])
+        in_common = Metric()
+        for name, text in labels.items():
+            in_common.label.add(name=name, value=text)
         prefix = in_common.SerializeToString()
         return [
             b"".join(
@@ -104,7 +106,7 @@ class ProtobufFormat:
         for _, text, number in samples(value):
             metric = Metric()
             if text is not None:
-                metric.label.append(_label(family.label or "", text))
+                metric.label.add(name=family.label or "", value=text)
             if family.kind == "counter":
                 metric.counter.value = number
                 _set_created(metric.counter, start)
@@ -113,13 +115,9 @@ class ProtobufFormat:
             yield metric
 
 
-def _label(name: str, value: str) -> dict[str, str]:
-    return {"name": name, "value": value}
-
-
 def _set_created(message: Any, start: float) -> None:
     if 0 <= start < _MAX_TIMESTAMP:
-        message.created_timestamp.FromNanoseconds(round(start * 1e9))
+        message.created_timestamp.FromMicroseconds(round(start * 1e6))
 
 
 def _set_classic(histogram: Any, value: Distribution) -> None:

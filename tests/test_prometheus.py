@@ -415,11 +415,11 @@ async def test_exports_may_arrive_while_a_registry_collects(monkeypatch):
     coming = [export(dst="c")]
     samples_of = _page.samples
 
-    def as_an_export_comes(value):
+    def as_an_export_comes(value, *args):
         if coming and value == 1:  # those of targets
             exporter._page.put(coming.pop())
             exporter._page.render_first()
-        return samples_of(value)
+        return samples_of(value, *args)
 
     monkeypatch.setattr(_page, "samples", as_an_export_comes)
     assert collected(exporter).count("probe_total{") == 2

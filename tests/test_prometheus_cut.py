@@ -171,5 +171,5 @@ async def test_old_cuts_are_freed_in_small_steps(autojump_clock, monkeypatch):
                     pass
                 del scraped
             most_freed = max(most_freed, before - len(alive))
-    assert most_freed < 10
+    assert most_freed <= 250  # of 1,000
     assert len(alive) < 3_000

@@ -29,7 +29,7 @@ class Target:
 
     keeper: Keeper
     families: tuple[Family, ...]
-    values: Sequence[Value]
+    values: tuple[Value, ...]
     """One of each family."""
     labels: dict[str, str]
     """As Prometheus allows them."""
@@ -42,19 +42,21 @@ class Target:
     """When the target becomes stale without a newer export, in seconds of Trio's clock."""
     lifetime: float = attrs.field(init=False)
     """Seconds from the arrival until it is stale, unless passes take longer."""
-    blocks: dict[Exposition, Sequence[bytes]] = attrs.field(
-        init=False, factory=dict[Exposition, Sequence[bytes]]
-    )
-    """Its rendered samples: a block for each part of its families."""
+    exposition: Exposition
+    """The format in which it was rendered last."""
+    blocks: tuple[bytes, ...] = attrs.field(init=False)
+    """Its samples in this format: a block for each part of its families."""
 
     def __attrs_post_init__(self) -> None:
         self.lifetime = self.stale_at - self.arrived
+        self.render(self.exposition)
 
     def render(self, exposition: Exposition) -> None:
         """Render the samples in `exposition`."""
         metrics = zip(self.families, self.values, strict=True)
         blocks = exposition.blocks(metrics, self.labels, self.start_timestamp)
-        self.blocks[exposition] = blocks
+        self.blocks = tuple(blocks)
+        self.exposition = exposition
 
 
 @attrs.frozen(eq=False)
@@ -68,22 +70,24 @@ class Cut:
     def columns(self, exposition: Exposition) -> Iterator[dict[Part, list[bytes]] | None]:
         """Yield the blocks of some targets after others, by part; and None in between.
 
-        What was not yet rendered in `exposition` is rendered first.
+        What was last rendered in another format is rendered again.
         """
         for segment in self.segments:
+            by_families: dict[tuple[Family, ...], list[Sequence[bytes]]] = {}
             for target in segment.values():
-                if exposition not in target.blocks:
+                is_rendered = target.exposition is exposition
+                if not is_rendered:
                     target.render(exposition)
+                by_families.setdefault(target.families, []).append(target.blocks)
+                if not is_rendered:
                     yield None
-            yield _columns(segment.values(), exposition)
+            yield _transposed(by_families, exposition)
 
 
-def _columns(targets: Iterable[Target], exposition: Exposition) -> dict[Part, list[bytes]]:
-    # Transposing the blocks of targets with the same families takes a third of the time of
-    # looking up the block of each part and target.
-    by_families: dict[tuple[Family, ...], list[Sequence[bytes]]] = {}
-    for target in targets:
-        by_families.setdefault(target.families, []).append(target.blocks[exposition])
+def _transposed(
+    by_families: Mapping[tuple[Family, ...], list[Sequence[bytes]]], exposition: Exposition
+) -> dict[Part, list[bytes]]:
+    # A third of the time of looking up the block of each target and part.
     columns: dict[Part, list[bytes]] = {}
     for families, blocks in by_families.items():
         parts = (part for family in families for part in exposition.parts(family))
@@ -168,7 +172,9 @@ class Keeper:
     def add(self, series: Series, target: Target) -> None:
         """Add a target to the next cut, or replace it."""
         last = self._targets.get(series)
-        if last is None or last.families != target.families:
+        if last is not None and last.families == target.families:
+            target.families = last.families  # rather than an equal tuple for each target
+        else:
             if last is not None:
                 self._families.subtract(last.families)
             self._families.update(target.families)

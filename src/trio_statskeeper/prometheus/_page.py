@@ -103,12 +103,13 @@ class Page:
         target = Target(
             keeper,
             tuple(family for family, _ in resolved.metrics),
-            [value for _, value in resolved.metrics],
+            tuple(value for _, value in resolved.metrics),
             resolved.labels,
             export.labels,
             export.start_timestamp,
             arrived,
             resolved.stale_at,
+            self._exposition,
         )
         series = _series(resolved.labels)
         last = self._targets.get(series)
@@ -120,7 +121,6 @@ class Page:
                 )
                 return
             self._drop(series)
-        target.render(self._exposition)
         self._targets.set(series, target)
         keeper.add(series, target)
 

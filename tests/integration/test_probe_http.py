@@ -64,7 +64,7 @@ def url():
         released.set()
 
 
-def test_with_urls_it_probes_those(url):
+def test_with_urls_it_probes_them(url):
     urls = [f"{url}a%20b?c=d", f"{url}hangs"]
     status, output, errors = run(*FAST, "--for", "2", *urls)
     assert status == 0

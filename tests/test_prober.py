@@ -1206,7 +1206,7 @@ async def test_with_a_keeper_all_counts_are_exact(autojump_clock):
 @pytest.mark.parametrize("option", ["interval", "timeout"])
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
 def test_seconds_that_are_not_finite_and_above_zero_are_refused(option, seconds):
-    with pytest.raises(ValueError, match=f"{option} must be finite and above 0"):
+    with pytest.raises(ValueError, match=f"{option} must be finite and > 0"):
         make_prober(well, **{option: seconds})
 
 

@@ -330,11 +330,11 @@ async def test_a_run_that_waits_begins_when_its_target_gets_more_time(autojump_c
     [
         (None, 1, TypeError, "interval of 'a' must be a number, got None"),
         (True, 1, TypeError, "interval of 'a' must be a number, got True"),
-        (0, 1, ValueError, "interval of 'a' must be finite and above 0, got 0"),
+        (0, 1, ValueError, "interval of 'a' must be finite and > 0, got 0"),
         (1e-7, 1, ValueError, "interval of 'a' must be at least a microsecond"),
         (1, "1", TypeError, "timeout of 'a' must be a number, got '1'"),
-        (1, math.inf, ValueError, "timeout of 'a' must be finite and above 0, got inf"),
-        (1e-5, 1.7e308, ValueError, "timeout of 'a' must be a countable number of"),
+        (1, math.inf, ValueError, "timeout of 'a' must be finite and > 0, got inf"),
+        (1e-5, 1.7e308, ValueError, "timeout of 'a' divided by interval"),
     ],
 )
 async def test_invalid_times_are_an_error_that_names_the_target(

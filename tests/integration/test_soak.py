@@ -93,7 +93,7 @@ def ended(started):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--results", "0"], "argument --results: '0' is not a whole number above 0"),
+        (["--results", "0"], "argument --results: '0' is not a positive integer"),
         (["--results", "99999"], "argument --results: 99999 is less than one for each"),
         (["--targets", "99"], "argument --targets: 99 is less than 100"),
         (["--export-interval", "x"], "argument --export-interval: 'x' is not a number"),

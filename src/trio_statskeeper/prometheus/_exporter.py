@@ -132,11 +132,11 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
+    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+
     max_connections: int = attrs.field(default=40, kw_only=True, validator=integer(1))
 
     max_scrapes: int = attrs.field(default=5, kw_only=True, validator=integer(1))
-
-    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
 
     _text: TextFormat = attrs.field(
         init=False,

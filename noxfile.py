@@ -27,8 +27,12 @@ COVERED = "3.14"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
-# The tests that need no real servers.
-UNIT_TESTS = ("pytest", "--numprocesses=2", "--dist=loadfile", "--ignore=tests/integration")
+# Tests of one file may share a server. The files run in the order of their names, which has
+# none that takes long at the end.
+PYTEST = ("pytest", "--dist=loadfile", "--no-loadscope-reorder")
+UNIT_TESTS = (*PYTEST, "--numprocesses=2", "--ignore=tests/integration")
+# The tests with real servers mostly wait.
+ALL_TESTS = (*PYTEST, "--numprocesses=4")
 
 
 def show_pyenv_versions() -> None:
@@ -110,8 +114,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
     elif session.python in (PYTHONS[0], PYTHONS[-1]):
-        # The tests with real servers mostly wait; those of one file may share a server.
-        session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+        session.run(*ALL_TESTS, *session.posargs)
     else:
         session.run(*UNIT_TESTS, *session.posargs)
 
@@ -135,7 +138,7 @@ def corners(session: nox.Session) -> None:
     """Run the tests in random order in Python's development mode, and always collecting."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
     session.install(".[examples]", "pytest-randomly", *groups)
-    pytest = ("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+    pytest = (*ALL_TESTS, *session.posargs)
     session.run(*pytest, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
     session.run(*pytest, "-p", "always_collecting", env={"PYTHONPATH": "tests"})
 
@@ -193,7 +196,8 @@ def mutation(session: nox.Session) -> None:
     mutants only. Run it in the foreground: a shell lets background programs ignore Ctrl-C,
     and the tests of KeyboardInterrupt would hang.
     """
-    session.install(".", *nox.project.dependency_groups(PYPROJECT, "tests", "mutation"))
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "mutation")
+    session.install(".[prometheus]", *groups)
     copy = Path(session.create_tmp(), "mutation").resolve()
     shutil.rmtree(copy, ignore_errors=True)
     for directory in ("src", "tests"):

@@ -27,15 +27,19 @@ from trio_statskeeper import (
 LARGEST = sys.float_info.max
 
 # What an export tells, for comparison: 1 and 1.0 differ, and so does another order.
-Seen: TypeAlias = tuple[float, float, list[tuple[str, str]], list[tuple[str, str]]]
+Seen: TypeAlias = tuple[float, float, list[tuple[str, str]], list[tuple[str, str]], bool]
 
 
 def seen(
-    timestamp: float, start: float, labels: Mapping[str, str], metrics: Mapping[str, Value]
+    timestamp: float,
+    start: float,
+    labels: Mapping[str, str],
+    metrics: Mapping[str, Value],
+    ends_pass: bool,
 ) -> Seen:
     shown = [(name, repr(value)) for name, value in metrics.items()]
     # A start may be later by as little as floats allow, to be told from the one before.
-    return round(timestamp, 3), round(start, 3), list(labels.items()), shown
+    return round(timestamp, 3), round(start, 3), list(labels.items()), shown, ends_pass
 
 
 # What values come to, all together
@@ -332,7 +336,9 @@ class Model:
             for name, label in self.labels.items():
                 labels[name] = label.format(key=key, place=places[key])
             if metrics:
-                exports.append(seen(timestamp, held.start, labels, metrics))
+                exports.append(seen(timestamp, held.start, labels, metrics, False))
+        if exports:
+            exports.append((*exports.pop()[:-1], True))
         return exports
 
     def snapshot(self, keys: Iterable[str] | None) -> list[Seen]:

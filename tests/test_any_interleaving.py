@@ -185,7 +185,13 @@ LABELS = {"env": "test", "place": "{place}", "shout": "{key}!"}
 
 def shown(export: EventMetrics) -> Seen:
     assert (export.latency_unit, export.export_interval) == (1, 1)
-    return seen(export.timestamp, export.start_timestamp, export.labels, export.metrics)
+    return seen(
+        export.timestamp,
+        export.start_timestamp,
+        export.labels,
+        export.metrics,
+        export.ends_pass,
+    )
 
 
 def counts(export: EventMetrics) -> dict[Any, float]:

@@ -130,6 +130,11 @@ def test_times_are_numbers(field, value):
     assert str(caught.value) == f"{field} must be a number, got {value!r}"
 
 
+def test_an_export_ends_its_pass_or_does_not():
+    with pytest.raises(TypeError, match=r"^ends_pass must be True or False, got 1$"):
+        EventMetrics(**VALID, ends_pass=1)
+
+
 @pytest.mark.parametrize("field", TIMES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
 def test_times_are_finite(field, value):

@@ -54,7 +54,7 @@ def test_json_names_all_fields():
         '"latency":{"bounds":[0.5,2.0],"bucket_counts":[2,1,0],"sum":1.25},'
         '"resp-code":{"map":"code","values":{"200":2,"404":1}},'
         '"temperature":{"gauge":3.5},"version":"1.2"},'
-        '"latency_unit":0.001,"export_interval":60.0}'
+        '"latency_unit":0.001,"export_interval":60.0,"ends_pass":true}'
     )
 
 
@@ -197,6 +197,7 @@ def test_integers_are_allowed_as_bounds_and_sum():
         (with_field(start_timestamp=[]), "start_timestamp must be a number, got []"),
         (with_field(latency_unit={}), "latency_unit must be a number, got {}"),
         (with_field(export_interval="NaN"), "export_interval must be a number, got 'NaN'"),
+        (with_field(ends_pass=1), "ends_pass must be true or false, got 1"),
         (with_field(labels=[]), "labels must be an object, got []"),
         (with_field(labels={"dst": 1}), "label 'dst' must be a string, got 1"),
         (with_field(metrics=1), "metrics must be an object, got 1"),

@@ -38,6 +38,7 @@ def to_json(event_metrics: EventMetrics) -> str:
             },
             "latency_unit": event_metrics.latency_unit,
             "export_interval": event_metrics.export_interval,
+            "ends_pass": event_metrics.ends_pass,
         }
     )
 
@@ -108,6 +109,7 @@ def from_json(line: str) -> EventMetrics:
         },
         latency_unit=_number("latency_unit", fields["latency_unit"]),
         export_interval=_number("export_interval", fields["export_interval"]),
+        ends_pass=_boolean("ends_pass", fields["ends_pass"]),
     )
 
 
@@ -189,6 +191,12 @@ def _text(what: str, value: _Json) -> str:
     if isinstance(value, str):
         return value
     raise ValueError(f"{what} must be a string, got {quote(value)}")
+
+
+def _boolean(what: str, value: _Json) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{what} must be true or false, got {quote(value)}")
 
 
 def _integers(what: str, value: _Json) -> list[int]:

@@ -286,9 +286,12 @@ class StatsKeeper:
         listed, rows = passes.totals.listed.by_key, passes.totals.rows.by_key
         timestamp = passes.timestamps.now()
         stale = passes.stale_at()
-        exports = (
+        built = (
             passes.exports.build(listed[key], rows[key], timestamp, stale)
             for key in (listed if keys is None else dict.fromkeys(keys))
             if key in listed and key in rows
         )
-        return tuple(export for export in exports if export)
+        exports = [export for export in built if export]
+        if exports:
+            exports[-1] = attrs.evolve(exports[-1], ends_pass=True)
+        return tuple(exports)

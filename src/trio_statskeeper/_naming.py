@@ -104,6 +104,12 @@ class Family:
         names = (self.name, self.otlp_name, *(self.name + suffix for suffix in suffixes))
         return tuple(dict.fromkeys(names))
 
+    @property
+    def sample_names(self) -> frozenset[str]:
+        """The names of its samples in Prometheus, and its own."""
+        suffixes = _KINDS[self.kind].suffixes
+        return frozenset((self.name, *(self.name + suffix for suffix in suffixes)))
+
     def __str__(self) -> str:
         return f"{quote(self.key[0])}, a {self.kind}"
 

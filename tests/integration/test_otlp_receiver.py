@@ -10,22 +10,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
 import attrs
-import h2.config
-import h2.connection
-import h2.exceptions
 import h11
 import pytest
 import trio
 import trustme
 from helpers import channel_of, one
-from hypercorn.config import Config
-from hypercorn.trio import serve
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -248,26 +243,36 @@ class Collector:
         self.requests: list[ExportMetricsServiceRequest] = []
         self.headers: list[dict[str, str]] = []
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body += message["body"]
-            more = message["more_body"]
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        assert (scope["method"], scope["path"]) == ("POST", "/v1/metrics")
+    async def __call__(self, stream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        with suppress(trio.BrokenResourceError):  # a client may hang up at any time
+            while (event := connection.next_event()) is not h11.PAUSED:
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await stream.receive_some(2**16))
+                elif isinstance(event, h11.ConnectionClosed):
+                    break
+                elif isinstance(event, h11.Request):
+                    head, body = event, b""
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                else:
+                    status, said = await self.take(head, body)
+                    length = [("Content-Length", str(len(said)))]
+                    response = h11.Response(status_code=status, headers=length)
+                    for part in response, h11.Data(data=said), h11.EndOfMessage():
+                        if sent := connection.send(part):
+                            await stream.send_all(sent)
+                    connection.start_next_cycle()
+
+    async def take(self, head, body) -> tuple[int, bytes]:
+        headers = {name.decode(): value.decode() for name, value in head.headers}
+        assert (head.method, head.target) == (b"POST", b"/v1/metrics")
         assert headers["content-length"] == str(len(body))
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         self.headers.append(headers)
         self.requests.append(ExportMetricsServiceRequest.FromString(body))
-        status, said = await self.answer(self.requests[-1])
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": said})
+        return await self.answer(self.requests[-1])
 
     async def answer(self, request: ExportMetricsServiceRequest) -> tuple[int, bytes]:
         await trio.lowlevel.checkpoint()
@@ -286,25 +291,24 @@ class Collector:
 
 
 @asynccontextmanager
-async def collector(tmp_path=None, certificate=None) -> AsyncGenerator[Collector]:
-    async with serving(Collector(), tmp_path, certificate) as app:
+async def collector(certificate=None) -> AsyncGenerator[Collector]:
+    async with serving(Collector(), certificate) as app:
         yield app
 
 
 @asynccontextmanager
-async def serving(app, tmp_path=None, certificate=None) -> AsyncGenerator[Collector]:
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
+async def serving(app, certificate=None) -> AsyncGenerator[Collector]:
+    handler = app
     if certificate is not None:
-        config.keyfile, config.certfile = str(tmp_path / "key"), str(tmp_path / "chain")
-        certificate.private_key_pem.write_to_path(config.keyfile)
-        for pem in certificate.cert_chain_pems:
-            pem.write_to_path(config.certfile, append=True)
-    async with trio.open_nursery() as nursery:
-        [app.url] = await nursery.start(serve, app, config)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate.configure_cert(context)
+
+        async def handler(stream) -> None:
+            await app(trio.SSLStream(stream, context, server_side=True))
+
+    async with server(handler) as url:
+        app.url = url if certificate is None else url.replace("http", "https")
         yield app
-        nursery.cancel_scope.cancel()
 
 
 def export(target: str, total: int, **metrics) -> EventMetrics:
@@ -322,7 +326,7 @@ async def run(exporter: OTLPExporter, *exports: EventMetrics) -> None:
 
 
 @pytest.mark.parametrize("compression", ["gzip", None])
-async def test_http_as_a_server_sees_it(compression):
+async def test_a_server_sees_these_requests(compression):
     async with collector() as app:
         headers = {"Authorization": "Bearer s3"}
         exporter = OTLPExporter(app.url, compression=compression, headers=headers)
@@ -336,17 +340,17 @@ async def test_http_as_a_server_sees_it(compression):
         assert headers.get("content-encoding") == compression
 
 
-async def test_https_with_an_authority_of_ones_own(tmp_path):
+async def test_https_works_with_a_custom_certificate_authority():
     authority = trustme.CA()
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    async with collector(tmp_path, authority.issue_cert("127.0.0.1")) as app:
+    async with collector(authority.issue_cert("127.0.0.1")) as app:
         await run(OTLPExporter(app.url, ssl_context=trusting), export("a", 1))
     assert app.totals == {"a": 1}
 
 
-async def test_a_certificate_that_is_not_trusted_is_told_and_gets_nothing(tmp_path, caplog):
-    async with collector(tmp_path, trustme.CA().issue_cert("127.0.0.1")) as app:
+async def test_an_untrusted_certificate_is_logged_and_its_server_gets_nothing(caplog):
+    async with collector(trustme.CA().issue_cert("127.0.0.1")) as app:
         await run(OTLPExporter(app.url, timeout=0.5), export("a", 1))
     assert not app.requests
     assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
@@ -409,7 +413,7 @@ async def take_ones_time(stream) -> None:
         (take_ones_time, "no answer within 0.5 s"),
     ],
 )
-async def test_a_server_that_misbehaves_is_tried_again(misbehave, logged, caplog):
+async def test_a_request_is_retried_when_the_server_misbehaves(misbehave, logged, caplog):
     flaky = Flaky(misbehave)
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with server(flaky) as url, trio.open_nursery() as nursery:
@@ -423,7 +427,7 @@ async def test_a_server_that_misbehaves_is_tried_again(misbehave, logged, caplog
     assert len(caplog.messages) == 1
 
 
-async def test_an_answer_without_end_is_not_read_to_its_end(caplog):
+async def test_an_endless_answer_is_not_read_to_its_end(caplog):
     async def talk(stream) -> None:
         async with stream:
             await stream.receive_some(100_000)
@@ -437,7 +441,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(caplog):
     assert not caplog.messages
 
 
-async def test_cancelled_within_a_request_it_ends(caplog):
+async def test_when_cancelled_during_a_request_it_ends(caplog):
     connected = trio.Event()
 
     async def read_nothing(stream) -> None:
@@ -457,7 +461,7 @@ async def test_cancelled_within_a_request_it_ends(caplog):
     assert send.statistics().open_receive_channels == 0
 
 
-async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, caplog):
+async def test_a_missing_collector_is_logged_and_waited_for(tmp_path, caplog):
     url = f"http://127.0.0.1:{free_port()}"
     await run(OTLPExporter(url, timeout=0.5), export("a", 1))
     first, last = caplog.messages
@@ -469,7 +473,7 @@ async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, ca
 # Threads, proxies, and what is not OTLP over HTTP
 
 
-async def test_it_delivers_while_others_hold_all_of_trios_threads():
+async def test_it_delivers_while_other_code_holds_all_of_trios_threads():
     limiter = trio.to_thread.current_default_thread_limiter()
     released = threading.Event()
     exports = [export(str(number), number, text="x" * 1000) for number in range(100)]
@@ -489,7 +493,7 @@ async def test_it_delivers_while_others_hold_all_of_trios_threads():
     assert app.headers[0]["host"] == url.removeprefix("http://")
 
 
-async def test_a_name_that_stands_for_several_addresses_is_tried_at_each(monkeypatch):
+async def test_each_address_of_a_name_is_tried(monkeypatch):
     getaddrinfo = socket.getaddrinfo
 
     def look_up(host, *args, **options):
@@ -513,7 +517,7 @@ async def test_a_name_that_stands_for_several_addresses_is_tried_at_each(monkeyp
     assert app.totals == {"a": 1}
 
 
-async def test_it_sends_through_the_environments_proxy(monkeypatch):
+async def test_it_uses_the_proxy_of_the_environment(monkeypatch):
     asked = []
 
     async def proxy(stream) -> None:
@@ -532,15 +536,14 @@ async def test_it_sends_through_the_environments_proxy(monkeypatch):
     assert b"Proxy-Authorization: Basic bWU6czNjcmV0" in head
 
 
-async def test_a_server_that_speaks_http_2_alone_is_asked_whether_it_is_grpc(caplog):
+async def test_a_server_that_speaks_only_http_2_is_suspected_to_be_grpc(caplog):
     async def serve_http_2(stream) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(False))
-        connection.initiate_connection()
+        settings = b"\0\0\0\4\0" + bytes(4)
+        go_away = b"\0\0\x08\7\0" + bytes(4) + bytes(4) + b"\0\0\0\1"
         async with stream:
-            await stream.send_all(connection.data_to_send())
-            with pytest.raises(h2.exceptions.ProtocolError):
-                connection.receive_data(await stream.receive_some(100_000))
-            await stream.send_all(connection.data_to_send())
+            await stream.send_all(settings)
+            await stream.receive_some(100_000)
+            await stream.send_all(go_away)
 
     # An address of its own: others may use the port.
     serving = partial(trio.serve_tcp, serve_http_2, 4317, host="127.0.43.17")
@@ -552,7 +555,7 @@ async def test_a_server_that_speaks_http_2_alone_is_asked_whether_it_is_grpc(cap
     assert "is this the gRPC port (4317)? OTLP over HTTP is 4318" in caplog.messages[0]
 
 
-async def test_a_body_limit_of_a_server_that_resets_is_found_and_kept_to(caplog):
+async def test_the_body_limit_of_a_server_that_resets_is_found_and_respected(caplog):
     """Servers that stop reading at a limit reset the connection, often without a status."""
     limit, taken = 100_000, set()
 
@@ -669,7 +672,9 @@ async def exported(probe: str, targets: Iterable[str], slow: float) -> list[Even
     return [export async for export in receive]
 
 
-async def test_a_keeper_with_a_wrong_clock_costs_another_nothing(start_prometheus, caplog):
+async def test_a_keeper_with_a_wrong_clock_does_not_affect_another(
+    start_prometheus, caplog
+):
     prometheus = await trio.to_thread.run_sync(start_prometheus)
     healthy = await exported("healthy", map(str, range(300)), slow=0)
     sick = await exported("sick", "ab", slow=3 * 3600)
@@ -687,7 +692,7 @@ async def test_a_keeper_with_a_wrong_clock_costs_another_nothing(start_prometheu
     ]
 
 
-async def test_programs_that_differ_in_their_targets_alone_do_not_disturb_each_other(
+async def test_programs_that_differ_only_in_their_targets_do_not_affect_each_other(
     start_prometheus, caplog
 ):
     prometheus = await trio.to_thread.run_sync(start_prometheus)

@@ -14,8 +14,13 @@ Sample: TypeAlias = tuple[str, str | None, float]
 sample has that label; the number."""
 
 
-def samples(value: Value) -> list[Sample]:
-    """Return the samples of `value`."""
+def samples(value: Value, buckets_per_power: int = 1) -> list[Sample]:
+    """Return the samples of `value`.
+
+    Args:
+      value: the value of a metric.
+      buckets_per_power: buckets of an exponential distribution per power of two.
+    """
     match value:
         case int() | float():
             return [("_total", None, value)]
@@ -34,7 +39,7 @@ def samples(value: Value) -> list[Sample]:
                 ("_count", None, value.count),
             ]
         case ExponentialDistribution():
-            return samples(value.classic())
+            return samples(value.classic(buckets_per_power))
         case _:
             assert_never(value)
 

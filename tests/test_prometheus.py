@@ -379,6 +379,34 @@ async def test_a_target_stays_even_if_passes_take_longer_than_three_intervals(
     assert {line[line.index("dst") + 5] for line in await samples(exporter)} == set("bcd")
 
 
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("name[]=probe_total", {"probe_total"}),
+        ("name[]=probe_d", {"probe_d"}),
+        ("name[]=probe_d_bucket&name[]=probe_g", {"probe_d", "probe_g"}),
+        ("name%5B%5D=probe_v_info", {"probe_v_info"}),
+        (
+            "name[]=statskeeper_results_accepted_total",
+            {"statskeeper_results_accepted_total"},
+        ),
+        ("name[]=probe", {"probe_total"}),
+        ("name[]=probe_", set()),
+        ("name[]=", {"probe_total", "probe_d", "probe_g", "probe_v_info"}),
+        ("name=probe_total", {"probe_total", "probe_d", "probe_g", "probe_v_info"}),
+    ],
+)
+async def test_a_scrape_may_ask_for_some_families_by_names_of_their_samples(query, shown):
+    exporter = PrometheusExporter(statistics_of=[make_keeper()])
+    metrics = {"total": 1, "d": Distribution([1], [0, 1], 2), "g": Gauge(1), "v": "1"}
+    await feed(exporter, export(metrics))
+    _, _, text = await scrape(exporter, f"/metrics?{query}")
+    found = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    if "statskeeper" not in query:
+        found = {name for name in found if not name.startswith("statskeeper")}
+    assert found == shown
+
+
 async def test_memory_is_bounded_without_scrapes(autojump_clock):
     exporter = PrometheusExporter()
     for number in range(1_000):

@@ -35,7 +35,7 @@ from trio_statskeeper import (
 from trio_statskeeper._pacing import Step
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.prometheus import PrometheusExporter, hash_password
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:
@@ -347,15 +347,18 @@ def open_sockets() -> int:
     return found
 
 
-REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REQUEST = (
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic bmFtZTp4\r\n\r\n"
+)
+USERS = {"name": hash_password("x")}
 
 
 @attrs.define(eq=False)
 class Serving:
-    """A server that is asked twice over one connection."""
+    """A server that is asked twice over one connection, with a password."""
 
     exporter: PrometheusExporter = attrs.field(
-        init=False, factory=partial(PrometheusExporter, 0)
+        init=False, factory=partial(PrometheusExporter, 0, users=USERS)
     )
     port: int | None = attrs.field(init=False, default=None)
     answers: int = attrs.field(init=False, default=0)

@@ -35,7 +35,7 @@ from trio_statskeeper import (
 from trio_statskeeper._pacing import Step
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter, hash_password
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:
@@ -350,7 +350,10 @@ def open_sockets() -> int:
 REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic bmFtZTp4\r\n\r\n"
 )
-USERS = {"name": hash_password("x")}
+# Of "x", by little work.
+USERS = {
+    "name": "$scrypt$ln=1,r=1,p=1$wDXPTsboAyqP3MgUzW0zpA$iUO5u0ftm1eLiblYEcGc1sP9cZzIZf3V1EtQCeicSGg"
+}
 
 
 @attrs.define(eq=False)

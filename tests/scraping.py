@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import attrs
+import h11
 import prometheus_client
 import trio
 from helpers import channel_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from trio_statskeeper import EventMetrics
-from trio_statskeeper.prometheus import _server
+from trio_statskeeper.prometheus._server import Server
 
 LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 IN_TEXT = 'ptype="http",probe="homepage",dst="a"'
@@ -19,23 +21,68 @@ def export(metrics=None, at=5.0, start=2.0, interval=10.0, unit=1.0, **labels):
     return EventMetrics(at, start, LABELS | labels, metrics, unit, interval)
 
 
-async def scrape(exporter, path="/metrics", method="GET"):
-    """Ask the exporter as an ASGI server does; return status, headers and body."""
-    events = []
+@attrs.define(eq=False)
+class Client(trio.abc.Stream):
+    """The server's end of a connection whose client sends this, and reads all answers."""
 
-    async def send(event):
+    request: bytes
+    sent: list[bytes] = attrs.field(factory=list)
+    """What the server has sent."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        # Without a checkpoint: others run only when the server lets them.
+        received, self.request = self.request[:max_bytes], self.request[max_bytes:]
+        return received
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        events.append(event)
+        self.sent.append(bytes(data))
 
-    scope = {"type": "http", "path": path, "method": method}
-    await _server.Server(exporter._scrape).answer(scope, trio.sleep_forever, send)
-    start, *body = events
-    assert [event.get("more_body", False) for event in body] == [
-        *[True] * (len(body) - 1),
-        False,
-    ]
-    text = b"".join(event.get("body", b"") for event in body).decode()
-    return start["status"], dict(start["headers"]), text
+    async def wait_send_all_might_not_block(self) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+
+def server_of(exporter):
+    return Server(exporter._scrape, exporter.max_connections, exporter.max_scrapes)
+
+
+def request(path="/metrics", method="GET", *headers):
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+async def answers(exporter, *requests):
+    """Ask over one connection; return the status, headers and body of each answer."""
+    client = Client(b"".join(requests))
+    await server_of(exporter).serve_stream(client)
+    return [*read_answers(b"".join(client.sent), *requests)]
+
+
+def read_answers(received, *requests):
+    scraper = h11.Connection(h11.CLIENT)
+    scraper.receive_data(received)
+    scraper.receive_data(b"")
+    for each in requests:
+        method, path, *_ = each.split()
+        scraper.send(h11.Request(method=method, target=path, headers=[("Host", "x")]))
+        scraper.send(h11.EndOfMessage())
+        body = b""
+        answer = scraper.next_event()
+        while not isinstance(event := scraper.next_event(), h11.EndOfMessage):
+            body += event.data
+        yield answer.status_code, dict(answer.headers), body
+        if scraper.our_state is h11.MUST_CLOSE:
+            break
+        scraper.start_next_cycle()
+    assert not scraper.trailing_data[0]
+
+
+async def scrape(exporter, *args):
+    """Ask the exporter over a connection; return status, headers and text."""
+    [(status, headers, body)] = await answers(exporter, request(*args))
+    return status, headers, body.decode()
 
 
 async def page(exporter):

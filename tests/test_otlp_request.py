@@ -13,7 +13,13 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from strategies import texts, values
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
 from trio_statskeeper._naming import Families, valid_text
 from trio_statskeeper.otlp._request import Request
 
@@ -245,7 +251,8 @@ def test_the_size_is_about_that_of_what_is_sent():
 
 
 def fits(value):
-    return not isinstance(value, Distribution) or value.count < 2**64
+    is_distribution = isinstance(value, Distribution | ExponentialDistribution)
+    return not is_distribution or value.count < 2**64
 
 
 def exported(metric, name, value):
@@ -254,6 +261,21 @@ def exported(metric, name, value):
         [point] = metric.histogram.data_points
         assert tuple(point.bucket_counts) == value.bucket_counts
         assert (tuple(point.explicit_bounds), point.sum) == (value.bounds, value.sum)
+        assert point.count == value.count
+    elif isinstance(value, ExponentialDistribution):
+        [point] = metric.exponential_histogram.data_points
+        positive, negative = point.positive, point.negative
+        assert value == ExponentialDistribution(
+            point.scale,
+            positive_offset=positive.offset,
+            positive_counts=positive.bucket_counts,
+            negative_offset=negative.offset,
+            negative_counts=negative.bucket_counts,
+            zero_count=point.zero_count,
+            sum=point.sum,
+            min=point.min if point.HasField("min") else None,
+            max=point.max if point.HasField("max") else None,
+        )
         assert point.count == value.count
     elif isinstance(value, Map):
         assert metric.sum.is_monotonic

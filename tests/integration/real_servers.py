@@ -41,6 +41,14 @@ def find_prometheus() -> tuple[Path, Path]:
     return folder / "usr/bin/prometheus", folder / "usr/bin/promtool"
 
 
+def find_newer_prometheus() -> Path:
+    """Return the program prometheus of Debian's next release."""
+    folder = CACHE / "newer-prometheus"
+    unpack_it = partial(unpack, "prometheus", release="forky")
+    ensure(folder, unpack_it, by_hand="nobody installs two releases, so set CI")
+    return folder / "usr/bin/prometheus"
+
+
 def find_mockotlpserver() -> Path:
     """Return the folder whose node_modules have the receiver."""
     if not shutil.which("node"):
@@ -273,11 +281,17 @@ class Prometheus(Server):
     """
 
     def __init__(
-        self, program: Path, folder: Path, targets: Iterable[str], scrape_interval: str
+        self,
+        program: Path,
+        folder: Path,
+        targets: Iterable[str],
+        scrape_interval: str,
+        features: str = "",
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
+        self._features = features
         scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
         # JSON is YAML, too.
         config = {
@@ -293,6 +307,7 @@ class Prometheus(Server):
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
             "--web.enable-remote-write-receiver",
+            f"--enable-feature={self._features}",
         ], None
 
     def _is_ready(self):

@@ -10,22 +10,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
 import attrs
-import h2.config
-import h2.connection
-import h2.exceptions
 import h11
 import pytest
 import trio
 import trustme
 from helpers import channel_of, one
-from hypercorn.config import Config
-from hypercorn.trio import serve
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -248,26 +243,36 @@ class Collector:
         self.requests: list[ExportMetricsServiceRequest] = []
         self.headers: list[dict[str, str]] = []
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body += message["body"]
-            more = message["more_body"]
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        assert (scope["method"], scope["path"]) == ("POST", "/v1/metrics")
+    async def __call__(self, stream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        with suppress(trio.BrokenResourceError):  # a client may hang up at any time
+            while (event := connection.next_event()) is not h11.PAUSED:
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await stream.receive_some(2**16))
+                elif isinstance(event, h11.ConnectionClosed):
+                    break
+                elif isinstance(event, h11.Request):
+                    head, body = event, b""
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                else:
+                    status, said = await self.take(head, body)
+                    length = [("Content-Length", str(len(said)))]
+                    response = h11.Response(status_code=status, headers=length)
+                    for part in response, h11.Data(data=said), h11.EndOfMessage():
+                        if sent := connection.send(part):
+                            await stream.send_all(sent)
+                    connection.start_next_cycle()
+
+    async def take(self, head, body) -> tuple[int, bytes]:
+        headers = {name.decode(): value.decode() for name, value in head.headers}
+        assert (head.method, head.target) == (b"POST", b"/v1/metrics")
         assert headers["content-length"] == str(len(body))
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         self.headers.append(headers)
         self.requests.append(ExportMetricsServiceRequest.FromString(body))
-        status, said = await self.answer(self.requests[-1])
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": said})
+        return await self.answer(self.requests[-1])
 
     async def answer(self, request: ExportMetricsServiceRequest) -> tuple[int, bytes]:
         await trio.lowlevel.checkpoint()
@@ -286,25 +291,24 @@ class Collector:
 
 
 @asynccontextmanager
-async def collector(tmp_path=None, certificate=None) -> AsyncGenerator[Collector]:
-    async with serving(Collector(), tmp_path, certificate) as app:
+async def collector(certificate=None) -> AsyncGenerator[Collector]:
+    async with serving(Collector(), certificate) as app:
         yield app
 
 
 @asynccontextmanager
-async def serving(app, tmp_path=None, certificate=None) -> AsyncGenerator[Collector]:
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
+async def serving(app, certificate=None) -> AsyncGenerator[Collector]:
+    handler = app
     if certificate is not None:
-        config.keyfile, config.certfile = str(tmp_path / "key"), str(tmp_path / "chain")
-        certificate.private_key_pem.write_to_path(config.keyfile)
-        for pem in certificate.cert_chain_pems:
-            pem.write_to_path(config.certfile, append=True)
-    async with trio.open_nursery() as nursery:
-        [app.url] = await nursery.start(serve, app, config)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate.configure_cert(context)
+
+        async def handler(stream) -> None:
+            await app(trio.SSLStream(stream, context, server_side=True))
+
+    async with server(handler) as url:
+        app.url = url if certificate is None else url.replace("http", "https")
         yield app
-        nursery.cancel_scope.cancel()
 
 
 def export(target: str, total: int, **metrics) -> EventMetrics:
@@ -336,19 +340,17 @@ async def test_a_server_sees_these_requests(compression):
         assert headers.get("content-encoding") == compression
 
 
-async def test_https_works_with_a_custom_certificate_authority(tmp_path):
+async def test_https_works_with_a_custom_certificate_authority():
     authority = trustme.CA()
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    async with collector(tmp_path, authority.issue_cert("127.0.0.1")) as app:
+    async with collector(authority.issue_cert("127.0.0.1")) as app:
         await run(OTLPExporter(app.url, ssl_context=trusting), export("a", 1))
     assert app.totals == {"a": 1}
 
 
-async def test_an_untrusted_certificate_is_logged_and_its_server_gets_nothing(
-    tmp_path, caplog
-):
-    async with collector(tmp_path, trustme.CA().issue_cert("127.0.0.1")) as app:
+async def test_an_untrusted_certificate_is_logged_and_its_server_gets_nothing(caplog):
+    async with collector(trustme.CA().issue_cert("127.0.0.1")) as app:
         await run(OTLPExporter(app.url, timeout=0.5), export("a", 1))
     assert not app.requests
     assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
@@ -536,13 +538,12 @@ async def test_it_uses_the_proxy_of_the_environment(monkeypatch):
 
 async def test_a_server_that_speaks_only_http_2_is_suspected_to_be_grpc(caplog):
     async def serve_http_2(stream) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(False))
-        connection.initiate_connection()
+        settings = b"\0\0\0\4\0" + bytes(4)
+        go_away = b"\0\0\x08\7\0" + bytes(4) + bytes(4) + b"\0\0\0\1"
         async with stream:
-            await stream.send_all(connection.data_to_send())
-            with pytest.raises(h2.exceptions.ProtocolError):
-                connection.receive_data(await stream.receive_some(100_000))
-            await stream.send_all(connection.data_to_send())
+            await stream.send_all(settings)
+            await stream.receive_some(100_000)
+            await stream.send_all(go_away)
 
     # An address of its own: others may use the port.
     serving = partial(trio.serve_tcp, serve_http_2, 4317, host="127.0.43.17")

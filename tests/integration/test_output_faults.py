@@ -34,7 +34,7 @@ from trio_statskeeper import (
 )
 from trio_statskeeper.lines import from_json, write_lines
 from trio_statskeeper.otlp import OTLPExporter, _delivery
-from trio_statskeeper.prometheus import PrometheusExporter, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _connection
 
 PATIENCE = 30
 KEYS = ["a", "b"]
@@ -513,7 +513,7 @@ async def test_the_next_scrape_after_a_failed_one_is_right(caplog, fault, then):
 
 @pytest.mark.parametrize("fault", [connect_and_say_nothing, send_half_a_request])
 async def test_a_scraper_that_sends_no_request_is_disconnected(monkeypatch, caplog, fault):
-    monkeypatch.setattr(_server._Config, "keep_alive_timeout", 0.1)
+    monkeypatch.setattr(_connection, "_REQUEST_TIMEOUT", 0.1)
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
         async with stream:

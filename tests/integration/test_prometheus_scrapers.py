@@ -10,7 +10,7 @@ import trio
 from helpers import serve
 
 from trio_statskeeper import EventMetrics
-from trio_statskeeper.prometheus import PrometheusExporter, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _connection, _server
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def scraper_that_reads_nothing(
 async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending(
     exporter, served, monkeypatch, caplog
 ):
-    monkeypatch.setattr(_server, "_UNREAD_TIMEOUT", 1_000)
+    monkeypatch.setattr(_connection, "_UNREAD_TIMEOUT", 1_000)
     async with trio.open_nursery() as nursery:
         address = await serve(nursery, exporter)
         async with scraper_that_reads_nothing(address):
@@ -66,7 +66,7 @@ async def test_a_scraper_that_reads_nothing_does_not_keep_the_server_from_ending
 async def test_a_scraper_that_reads_nothing_is_not_waited_for(
     exporter, served, nursery, monkeypatch, caplog
 ):
-    monkeypatch.setattr(_server, "_UNREAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(_connection, "_UNREAD_TIMEOUT", 0.1)
     address = await serve(nursery, exporter)
     async with scraper_that_reads_nothing(address):
         with trio.fail_after(30):

@@ -16,12 +16,15 @@ newest export of each target waits to be rendered; scrapes show its last block m
 A collector, for a `prometheus_client` registry, makes its samples from the exports each
 time, in the thread that calls it.
 
-`_exporter` has the exporter, `_page` what there is to scrape, `_samples` and `_text_format`
-how Prometheus has a value, and `_server` answers requests.
+`_exporter` has the exporter, `_page` what there is to scrape, and `_samples` and
+`_text_format` how Prometheus has a value. `_server` answers requests, on the sockets of
+`_listeners`: `_connection` speaks HTTP, `_body` joins and compresses the text, and
+`_basic_auth` knows who may ask.
 """
 
 from __future__ import annotations
 
+from ._basic_auth import hash_password
 from ._exporter import PrometheusExporter
 
-__all__ = ["PrometheusExporter"]
+__all__ = ["PrometheusExporter", "hash_password"]

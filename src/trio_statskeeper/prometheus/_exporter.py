@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -13,7 +14,7 @@ import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trio_statskeeper._arguments import quote, string
+from trio_statskeeper._arguments import integer, quote
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
@@ -26,8 +27,14 @@ from trio_statskeeper._self_metrics import (
 )
 from trio_statskeeper._values import Gauge
 
+from ._basic_auth import BasicAuth, validate_users
+from ._exposition import Exposition
+from ._listeners import listen
+from ._negotiation import prefers_protobuf
 from ._page import Page
-from ._server import Blocks, Server, listen
+from ._protobuf_format import ProtobufFormat
+from ._server import Scrape, Server
+from ._text_format import TextFormat
 
 # Seconds for which a scrape waits until all exports that arrived are rendered.
 _RENDERING_TIMEOUT = 1.0
@@ -43,6 +50,40 @@ def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
         raise TypeError(f"{attribute.name} must be an integer or None, got {quote(port)}")
     if not 0 <= port <= 65_535:
         raise ValueError(f"{attribute.name} must be from 0 to 65535, got {port}")
+
+
+def _validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(host, str):
+        return host
+    error = TypeError(f"host must be a string, or a sequence of strings, got {quote(host)}")
+    if not isinstance(host, Sequence):
+        raise error
+    for each in host:
+        if not isinstance(each, str):
+            raise error
+    if not host:
+        raise ValueError("host must be a string, or a sequence of strings, got none")
+    return tuple(host)
+
+
+def _power_of_two(_: object, attribute: attrs.Attribute[Any], number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{attribute.name} must be an integer, got {quote(number)}")
+    if number < 1 or number & (number - 1):
+        raise ValueError(f"{attribute.name} must be 1, 2, 4 or 8, or so on, got {number}")
+
+
+def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) -> None:
+    name = attribute.name
+    if context is None:
+        return
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"{name} must be an SSLContext or None, got {quote(context)}")
+    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            f"{name} must be for a server, such as "
+            "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), got one for clients"
+        )
 
 
 @attrs.define(eq=False)
@@ -76,21 +117,34 @@ class PrometheusExporter(Collector):
 
     Args:
       port: where `run` listens. 0: on any free port. None: `run` does not listen.
-      host: a name or address of this machine. All labels are readable there.
+      host: a name or address of this machine, or several. All labels are readable there.
+        `::` includes IPv4.
       statistics_of: keepers and probers whose own statistics are exported, too, as
         `statskeeper_…`.
       created: whether `…_created` samples say when each counter and histogram began.
+      buckets_per_power: classic buckets of an exponential distribution from one power of
+        two to the next: 1, 2, 4 or another power of two. Native histograms have buckets of
+        their own.
+      ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
+        certificate authorities, it can demand certificates of the clients.
+      users: who may ask for anything, by Basic authentication: names, and hashes of their
+        passwords by `hash_password`. None: anyone.
+      max_connections: how many connections are served at a time. For a further one, that
+        which has waited longest for a request is closed; if all are being answered, the
+        further one gets a 503.
+      max_scrapes: how many scrapes are answered at a time. Further ones get a 503.
 
     Raises:
-      TypeError: if `port` is not an integer, `host` is not a string, or `statistics_of` has
-        an item that is neither a keeper nor a prober.
-      ValueError: if `port` is not from 0 to 65535, or two items of `statistics_of` have the
-        same labels.
+      TypeError: if an argument is of another type, or `statistics_of` has an item that is
+        neither a keeper nor a prober.
+      ValueError: if `port` is not from 0 to 65535, `host` is empty, `ssl_context` is for
+        clients, `users` is empty or has what is not a hash, a limit is not >= 1, or two
+        items of `statistics_of` have the same labels.
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
 
-    host: str = attrs.field(default="127.0.0.1", validator=string)
+    host: str | Sequence[str] = attrs.field(default="127.0.0.1", converter=_validate_host)
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
@@ -98,17 +152,47 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
+    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+
+    ssl_context: ssl.SSLContext | None = attrs.field(
+        default=None, kw_only=True, validator=_ssl_context
+    )
+
+    users: Mapping[str, str] | None = attrs.field(
+        default=None, kw_only=True, repr=False, converter=validate_users
+    )
+
+    max_connections: int = attrs.field(default=40, kw_only=True, validator=integer(1))
+
+    max_scrapes: int = attrs.field(default=5, kw_only=True, validator=integer(1))
+
+    _text: TextFormat = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: TextFormat(self.created, self.buckets_per_power), takes_self=True
+        ),
+    )
+
+    _protobuf: ProtobufFormat = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: ProtobufFormat(self.buckets_per_power), takes_self=True
+        ),
+    )
+
     _page: Page = attrs.field(
         init=False,
         repr=False,
-        default=attrs.Factory(lambda self: Page("probe_", self.created), takes_self=True),
+        default=attrs.Factory(lambda self: Page("probe_", self._text), takes_self=True),
     )
 
     _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """The host and port where `run` listens now, or None."""
+        """The address and port where `run` listens now, or None; the first of several."""
         return self._listening.address
 
     @trio.lowlevel.enable_ki_protection
@@ -143,10 +227,17 @@ class PrometheusExporter(Collector):
         listening.busy = True
         try:
             with exports:
-                listeners = await listen(self.host, self.port)
+                hosts = [self.host] if isinstance(self.host, str) else self.host
+                listeners = await listen(hosts, self.port)
                 listening.address = listeners[0].socket.getsockname()[:2]
                 task_status.started(listening.address)
-                server = Server(self._scrape)
+                server = Server(
+                    self._scrape,
+                    self.max_connections,
+                    self.max_scrapes,
+                    self.ssl_context,
+                    None if self.users is None else BasicAuth(self.users),
+                )
                 await server.serve_while(listeners, partial(self._take, exports))
         finally:
             listening.busy = False
@@ -172,36 +263,40 @@ class PrometheusExporter(Collector):
                         break
         await trio.lowlevel.checkpoint()
 
-    async def _scrape(self, step: Step) -> Blocks:
-        """Return the text of a scrape."""
+    async def _scrape(self, step: Step, accept: str, names: frozenset[str]) -> Scrape:
+        """Return a scrape in the format that `accept` asks for."""
+        exposition = self._protobuf if prefers_protobuf(accept) else self._text
         page = self._page
         page.use(trio.lowlevel.current_clock())
         with trio.move_on_after(_RENDERING_TIMEOUT):
             await page.render(step)
         await page.drop_stale(step)
         pages: tuple[Page, ...] = (page,)
-        for self_pages in self._self_pages():
+        for self_pages in self._self_pages(exposition):
             pages = page, *self_pages
             if step.is_half_over:  # the next page may take as long
                 await step.pause()
-        return chain.from_iterable(page.text() for page in pages)
+        blocks = chain.from_iterable(page.scrape(exposition, names) for page in pages)
+        return Scrape(exposition.content_type, blocks)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a `prometheus_client` registry; from any thread."""
-        *_, self_pages = self._self_pages()
+        *_, self_pages = self._self_pages(self._text)
         for page in (self._page, *self_pages):
-            yield from page.metrics()
+            yield from page.metrics(
+                created=self.created, buckets_per_power=self.buckets_per_power
+            )
 
     def describe(self) -> list[Metric]:
         """Return nothing: metrics are not known before they are exported."""
         return []
 
-    def _self_pages(self) -> Iterator[tuple[Page, ...]]:
+    def _self_pages(self, exposition: Exposition) -> Iterator[tuple[Page, ...]]:
         """Fill the pages on keepers and probers, in short steps of the iterator."""
         # A keeper and its prober have the same labels, so they need separate pages.
-        keepers = Page(PREFIX, self.created, HELP)
-        probers = Page(PREFIX, self.created, HELP)
-        last_exports = Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
+        keepers = Page(PREFIX, exposition, HELP)
+        probers = Page(PREFIX, exposition, HELP)
+        last_exports = Page(PREFIX, exposition, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         pages = keepers, probers, last_exports
         for observed in self.statistics_of:
             yield pages

@@ -5,15 +5,22 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TypeAlias, assert_never
 
-from trio_statskeeper._values import Distribution, Gauge, Map, Value
+from trio_statskeeper._distribution import Distribution
+from trio_statskeeper._exponential import ExponentialDistribution
+from trio_statskeeper._values import Gauge, Map, Value
 
 Sample: TypeAlias = tuple[str, str | None, float]
 """What the sample's name adds to its family's name; the value of the family's label, if the
 sample has that label; the number."""
 
 
-def samples(value: Value) -> list[Sample]:
-    """Return the samples of `value`."""
+def samples(value: Value, buckets_per_power: int = 1) -> list[Sample]:
+    """Return the samples of `value`.
+
+    Args:
+      value: the value of a metric.
+      buckets_per_power: buckets of an exponential distribution per power of two.
+    """
     match value:
         case int() | float():
             return [("_total", None, value)]
@@ -31,6 +38,8 @@ def samples(value: Value) -> list[Sample]:
                 ("_sum", None, value.sum),
                 ("_count", None, value.count),
             ]
+        case ExponentialDistribution():
+            return samples(value.classic(buckets_per_power))
         case _:
             assert_never(value)
 

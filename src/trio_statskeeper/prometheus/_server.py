@@ -1,122 +1,93 @@
-"""Prometheus' scrapes by HTTP.
-
-Each connection is served by Hypercorn's Trio worker. Hypercorn's own server would end, and
-its nursery with it, after some malformed requests.
-"""
+"""The server: which connections it has, and what it answers."""
 
 from __future__ import annotations
 
-import errno
 import socket
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, TypeAlias, TypeVarTuple, cast
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVarTuple, cast
+from urllib.parse import parse_qs
 
 import attrs
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio import task_group, worker_context
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
+from trio_statskeeper._arguments import quote
 from trio_statskeeper._log import logger
-from trio_statskeeper._lookup import addresses_of
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
-from ._text_format import CONTENT_TYPE
+from ._basic_auth import BasicAuth
+from ._body import Blocks, compressed, joined, prefers_gzip
+from ._connection import CLOSE, Connection, ConnectionLost, Header, Request
 
-# Bytes of an answer that are sent at once: some tenths of a millisecond.
-_CHUNK_SIZE = 2**16
+# Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
+# of the scheduler, which are rare in a busy loop.
+_PIECE_SIZE = 2**18
 
-# Seconds after which a connection is closed if the scraper reads nothing of what was sent.
-_UNREAD_TIMEOUT = 10.0
-
-# Seconds that an answer may take. An HTTP/2 client can hold up its answer without limit.
+# Seconds that an answer may take.
 _ANSWER_TIMEOUT = 300.0
 
 # Seconds that answers in progress may take when the server ends.
 _SHUTDOWN_TIMEOUT = 2.0
 
-_PATHS = ("/", "/metrics")
+# How many connections beyond the limit are told so at a time, and in how many seconds.
+_MAX_REFUSED = 8
+_REFUSAL_TIMEOUT = 1.0
+
+# Parameters of a query; parsing as many takes a tenth of a millisecond.
+_MAX_PARAMETERS = 100
+
+_TEXTS = {
+    "/": "trio-statskeeper: metrics are at /metrics\n",
+    "/-/healthy": "Healthy\n",
+}
 
 _Args = TypeVarTuple("_Args")
 
-# The text of a scrape: each iterable of blocks is prepared in a short step.
-Blocks: TypeAlias = Iterator[Iterable[bytes]]
 
-_Message: TypeAlias = Mapping[str, Any]
+@attrs.frozen
+class Scrape:
+    """The answer to a scrape."""
 
-
-class _Receive(Protocol):
-    async def __call__(self) -> _Message: ...
-
-
-class _Send(Protocol):
-    async def __call__(self, message: _Message, /) -> None: ...
-
-
-async def listen(host: str, port: int) -> list[trio.SocketListener]:
-    """Listen on all addresses of the host, or on a free port of the first.
-
-    Raises:
-      OSError: if that fails; the message has the host and port.
-    """
-    try:
-        limiter = trio.CapacityLimiter(1)
-        addresses = await addresses_of(host, limiter, f"looking up {host}")
-        # A free port may be different for each address.
-        return await _open_listeners(addresses, port, at_most=1 if port == 0 else None)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"can't listen on {host}:{port}: {error.strerror}"
-        ) from None
-    except UnicodeError as error:  # not a valid host name
-        raise OSError(f"can't listen on {host}:{port}: {error}") from None
-
-
-async def _open_listeners(
-    addresses: list[str], port: int, at_most: int | None
-) -> list[trio.SocketListener]:
-    listeners: list[trio.SocketListener] = []
-    with ExitStack() as on_error:
-        for address in addresses:
-            try:
-                opened = await trio.open_tcp_listeners(port, host=address)
-            except OSError as error:
-                # The system may support only one of IPv4 and IPv6.
-                if error.errno != errno.EAFNOSUPPORT or (
-                    address == addresses[-1] and not listeners
-                ):
-                    raise
-                continue
-            for listener in opened:
-                on_error.callback(listener.socket.close)
-            listeners += opened
-            if len(listeners) == at_most:
-                break
-        on_error.pop_all()
-    return listeners  # noqa: ASYNC910  # there is an address
+    content_type: bytes
+    blocks: Blocks
 
 
 @attrs.define(eq=False)
 class Server:
-    """A run of the server: its connections, and how many requests are in progress."""
+    """A run of the server.
 
-    _scrape: Callable[[Step], Awaitable[Blocks]]
-    """Returns the text of a scrape; it is given the step of work in which it is called."""
+    Args:
+      scrape: makes a scrape. It is given the step of work in which it is called, the Accept
+        header, and the names of the metrics that are asked for; none means all.
+      max_connections: how many connections are served at a time.
+      max_scrapes: how many scrapes are answered at a time.
+      ssl_context: for TLS.
+      basic_auth: who may ask; None: anyone.
+    """
 
-    _streams: set[trio.SocketStream] = attrs.field(
-        init=False, factory=set[trio.SocketStream]
+    _scrape: Callable[[Step, str, frozenset[str]], Awaitable[Scrape]]
+    _max_connections: int
+    _max_scrapes: int
+    _ssl_context: ssl.SSLContext | None = None
+    _basic_auth: BasicAuth | None = None
+
+    _scrapes: int = attrs.field(init=False, default=0)
+    _refused: int = attrs.field(init=False, default=0)
+    # Connections, by their scopes: those without a request that is allowed, of which the
+    # first has waited longest, and those that are being answered.
+    _waiting: dict[trio.CancelScope, None] = attrs.field(
+        init=False, factory=dict[trio.CancelScope, None]
     )
-    _unanswered: int = attrs.field(init=False, default=0)
+    _answering: set[trio.CancelScope] = attrs.field(
+        init=False, factory=set[trio.CancelScope]
+    )
     _answered: trio.lowlevel.ParkingLot = attrs.field(
         init=False, factory=trio.lowlevel.ParkingLot
     )
 
-    # Tasks are started here, and within Hypercorn.
+    # Tasks are started here.
     @trio.lowlevel.enable_ki_protection
     async def serve_while(
         self,
@@ -125,7 +96,6 @@ class Server:
     ) -> None:
         """Serve until `work` returns, and then finish the answers in progress."""
         async with open_flat_nursery() as nursery:
-            nursery.start_soon(self._close_when_cancelled)
             accepting = trio.CancelScope()
             nursery.start_soon(self._accept, listeners, nursery, accepting)
             await work()
@@ -133,16 +103,6 @@ class Server:
             with trio.move_on_after(_SHUTDOWN_TIMEOUT):
                 await self._wait_until_all_are_answered()
             nursery.cancel_scope.cancel()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _close_when_cancelled(self) -> None:
-        """Close all connections when cancelled: Hypercorn shields its sending."""
-        try:
-            await trio.sleep_forever()
-        except trio.Cancelled:
-            for stream in self._streams:
-                stream.socket.close()
-            raise
 
     @trio.lowlevel.enable_ki_protection
     async def _accept(
@@ -160,100 +120,144 @@ class Server:
 
     async def _wait_until_all_are_answered(self) -> None:
         await trio.lowlevel.checkpoint()
-        while self._unanswered:
+        while self._answering:
             await self._answered.park()
 
-    @contextmanager
-    def _answering(self) -> Generator[None]:
-        self._unanswered += 1
-        try:
-            yield
-        finally:
-            self._unanswered -= 1
-            self._answered.unpark_all()
-
     @trio.lowlevel.enable_ki_protection
-    async def serve_stream(self, stream: trio.SocketStream) -> None:
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:  # noqa: ASYNC910
         """Answer the requests of one connection; what fails here ends no other."""
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
-            stream.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD_TIMEOUT * 1000)
-            )
+        if isinstance(stream, trio.SocketStream):
+            # By Trio's default, the system takes data only while 16 KiB are not sent yet,
+            # so a piece would take many turns.
+            with suppress(OSError, AttributeError):  # other systems have no such option
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+        if self._ssl_context is not None:
+            stream = trio.SSLStream(stream, self._ssl_context, server_side=True)
+        connection = Connection(stream)
+        with trio.CancelScope() as scope:  # noqa: ASYNC912  # losing it takes some
+            try:
+                if self._make_room():
+                    await self._serve(connection, scope)
+                else:
+                    await self._refuse(connection, scope)
+            except ConnectionLost:
+                pass
+            finally:
+                self._waiting.pop(scope, None)
 
-        async def answer(scope: _Message, receive: _Receive, send: _Send) -> None:
-            with self._answering():
-                await self.answer(scope, receive, send)
+    def _make_room(self) -> bool:
+        """Return whether there is room for one more connection.
 
-        app = ASGIWrapper(cast("Any", answer))
-        state = cast("ConnectionState", {})
-        self._streams.add(stream)
-        try:
-            await TCPServer(app, _Config(), WorkerContext(None), state, cast("Any", stream))
-        except BaseExceptionGroup as group:
-            error = cast("BaseException | None", group.split(trio.Cancelled)[1])
-            if not isinstance(error, Exception):
+        If there is none, the connection that has waited longest for a request is closed, so
+        that those who only open connections keep nobody out.
+        """
+        if len(self._waiting) + len(self._answering) < self._max_connections:
+            return True
+        for longest in self._waiting:
+            del self._waiting[longest]
+            longest.cancel()
+            return True
+        return False
+
+    async def _serve(self, connection: Connection, scope: trio.CancelScope) -> None:
+        self._waiting[scope] = None
+        while request := await connection.receive_request():
+            try:
+                await self._handle(connection, request, scope)
+            except ConnectionLost:
                 raise
-            logger.warning("a scraper's connection failed: %r", error)
-            await trio.lowlevel.checkpoint_if_cancelled()
+            except Exception as error:  # noqa: BLE001  # a bug must not end the server
+                logger.error("a scrape failed: %s", quote(error), exc_info=error)
+                if not connection.can_begin_answer:
+                    return
+                await connection.send_text(500, "Internal error: see the log\n")
+            self._waiting.pop(scope, None)
+            self._waiting[scope] = None  # the one that has waited for the shortest time
+
+    async def _refuse(self, connection: Connection, scope: trio.CancelScope) -> None:
+        """Answer a connection beyond the limit, unless there are too many of these, too."""
+        if self._refused >= _MAX_REFUSED:
+            await trio.lowlevel.checkpoint()
+            return
+        scope.deadline = trio.current_time() + _REFUSAL_TIMEOUT
+        self._refused += 1
+        try:
+            while await connection.receive_request():
+                await _send_busy(connection, CLOSE)
         finally:
-            self._streams.discard(stream)
+            self._refused -= 1
 
-    @trio.lowlevel.enable_ki_protection
-    async def answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answer a request, as an ASGI application."""
-        with trio.move_on_after(_ANSWER_TIMEOUT):
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close"})
-            elif scope["path"] not in _PATHS:
-                await _send_text(send, 404, "Not found: metrics are at /metrics\n")
-            elif scope["method"] not in ("GET", "HEAD"):
-                allow = (b"allow", b"GET, HEAD")
-                await _send_text(send, 405, "Method not allowed: use GET\n", allow)
-            elif scope["path"] == "/":
-                await _send_text(send, 200, "trio-statskeeper: metrics are at /metrics\n")
-            else:
-                await self._send_metrics(send)
+    async def _handle(
+        self, connection: Connection, request: Request, scope: trio.CancelScope
+    ) -> None:
+        if self._basic_auth is not None and not await self._basic_auth.allows(
+            request.header(b"authorization")
+        ):
+            challenge = (b"WWW-Authenticate", b'Basic realm="metrics", charset="UTF-8"')
+            await connection.send_text(401, "Unauthorized\n", challenge)
+            return
+        # The connection may have been closed to make room.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        del self._waiting[scope]
+        self._answering.add(scope)
+        try:
+            with trio.move_on_after(_ANSWER_TIMEOUT) as answering:
+                await self._answer(connection, request)
+        finally:
+            self._answering.discard(scope)
+            self._answered.unpark_all()
+        if answering.cancelled_caught:
+            raise ConnectionLost
 
-    async def _send_metrics(self, send: _Send) -> None:
+    async def _answer(self, connection: Connection, request: Request) -> None:
+        if request.path != "/metrics" and request.path not in _TEXTS:
+            await connection.send_text(404, "Not found: metrics are at /metrics\n")
+        elif request.method not in ("GET", "HEAD"):
+            allow = (b"Allow", b"GET, HEAD")
+            await connection.send_text(405, "Method not allowed: use GET\n", allow)
+        elif request.path in _TEXTS:
+            await connection.send_text(200, _TEXTS[request.path])
+        elif self._scrapes >= self._max_scrapes:
+            await _send_busy(connection)
+        else:
+            self._scrapes += 1
+            try:
+                await self._send_metrics(connection, request)
+            finally:
+                self._scrapes -= 1
+
+    async def _send_metrics(self, connection: Connection, request: Request) -> None:
         step = Step()
-        scraped = await self._scrape(step)
-        headers = [(b"content-type", CONTENT_TYPE)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        body = bytearray()
-        for blocks in scraped:
-            for block in blocks:
-                body += block
-                if len(body) >= _CHUNK_SIZE:
-                    await _send_body(send, bytes(body), more=True)
-                    body.clear()
-                    # The body of an answer to HEAD is not sent, without a checkpoint.
-                    await step.pause_if_over()
-            await step.pause_if_over()
-        await _send_body(send, bytes(body), more=False)
+        try:
+            parameters = parse_qs(request.query, max_num_fields=_MAX_PARAMETERS)
+        except ValueError as error:
+            await connection.send_text(400, f"Bad request: {error}\n")
+            return
+        names = frozenset(parameters.get("name[]", ()))
+        scrape = await self._scrape(step, request.header(b"accept"), names)
+        headers = [
+            (b"Content-Type", scrape.content_type),
+            (b"Vary", b"Accept, Accept-Encoding"),
+        ]
+        if prefers_gzip(request.header(b"accept-encoding")):
+            headers.append((b"Content-Encoding", b"gzip"))
+            pieces = compressed(scrape.blocks)
+        else:
+            pieces = joined(scrape.blocks, _PIECE_SIZE)
+        connection.begin_answer(200, *headers)
+        for piece in pieces if request.method == "GET" else ():
+            connection.add(piece)
+            if connection.unsent >= _PIECE_SIZE:
+                await connection.flush()
+                step.begin_next()
+            else:
+                await step.pause_if_over()
+        await connection.end_answer()
 
 
-async def _send_text(
-    send: _Send, status: int, text: str, *headers: tuple[bytes, bytes]
-) -> None:
-    headers = (b"content-type", b"text/plain; charset=utf-8"), *headers
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await _send_body(send, text.encode(), more=False)
-
-
-async def _send_body(send: _Send, body: bytes, *, more: bool) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-class _Config(Config):
-    """Hypercorn's configuration."""
-
-    include_server_header = False
-    errorlog = logger.logger
-    # Seconds to wait for the first request, and for the next.
-    keep_alive_timeout = 5.0
-    # Seconds without data from the client, such as while it reads a long answer. For a
-    # client that announces HTTP/2, but requests nothing, there is no other limit.
-    read_timeout = 300
+async def _send_busy(connection: Connection, *headers: Header) -> None:
+    retry_after = (b"Retry-After", b"1")
+    await connection.send_text(503, "Too many requests at a time\n", retry_after, *headers)
 
 
 @attrs.frozen
@@ -271,11 +275,3 @@ class _ProtectedNursery:
         self, function: Callable[[*_Args], Awaitable[object]], *args: *_Args
     ) -> None:
         self.nursery.start_soon(function, *args)
-
-
-# Protects the tasks in which Hypercorn starts others. The second function is created each
-# time, with the same code object, which has the mark.
-trio.lowlevel.enable_ki_protection(cast("Any", task_group)._handle)  # noqa: SLF001
-trio.lowlevel.enable_ki_protection(
-    cast("Any", worker_context)._cancel_wrapper(trio.sleep_forever)  # noqa: SLF001
-)

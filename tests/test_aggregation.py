@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from collections import ChainMap, OrderedDict
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -88,9 +89,10 @@ async def test_a_distribution_can_be_merged_with_samples_of_the_same_metric(auto
     assert export.metrics["latency"] == Distribution((1, 2), (0, 2, 1), 8)
 
 
-async def test_the_metrics_of_a_result_may_be_any_mapping(autojump_clock):
+@pytest.mark.parametrize("kind", [MappingProxyType, ChainMap, OrderedDict])
+async def test_the_metrics_of_a_result_may_be_any_mapping(autojump_clock, kind):
     async with running(make_keeper()) as run:
-        run.send(Result("a", MappingProxyType({"total": 1})), one("a"))
+        run.send(Result("a", kind({"total": 1})), one("a"))
         await trio.sleep(1.5)
         assert totals(run.received()) == {"a": 2}
 

@@ -195,7 +195,7 @@ async def test_changing_a_sent_object_does_not_change_totals(autojump_clock):
     assert list(a.labels) == ["ptype", "probe", "dst", "env"]
 
 
-async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock):
+async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock, caplog):
     class Changing(Result):
         """A result that its sender changes one turn after it was received."""
 
@@ -225,6 +225,7 @@ async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock):
         await trio.sleep(2.5)
         assert totals(run.received()) == {"late": 1}
     assert keeper.statistics().results_rejected == {"error": 1}
+    assert "target 'late': TypeError(" in caplog.text
 
 
 async def test_changing_the_list_of_targets_does_not_change_a_pass(

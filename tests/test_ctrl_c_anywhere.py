@@ -352,7 +352,8 @@ REQUEST = (
 )
 # Of "x", by little work.
 USERS = {
-    "name": "$scrypt$ln=1,r=1,p=1$wDXPTsboAyqP3MgUzW0zpA$iUO5u0ftm1eLiblYEcGc1sP9cZzIZf3V1EtQCeicSGg"
+    "name": "$scrypt$ln=1,r=1,p=1$wDXPTsboAyqP3MgUzW0zpA"
+    "$iUO5u0ftm1eLiblYEcGc1sP9cZzIZf3V1EtQCeicSGg"
 }
 
 

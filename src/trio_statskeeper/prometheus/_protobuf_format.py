@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate
+from operator import sub
 from typing import Any, final
 
 import attrs
@@ -150,11 +151,13 @@ def _span(scale: int, offset: int, counts: tuple[int, ...]) -> tuple[int, list[i
     if not counts:
         return 0, []
     buckets = Range(offset, [*counts])
-    buckets.coarsen(max(0, scale - _MAX_SCHEMA))
-    within = [min(count, _MAX_INT64) for count in buckets.counts]
+    if scale > _MAX_SCHEMA:
+        buckets.coarsen(scale - _MAX_SCHEMA)
+    within = buckets.counts
+    if max(within) > _MAX_INT64:
+        within = [min(count, _MAX_INT64) for count in within]
     # Prometheus numbers buckets by their upper bounds, OpenTelemetry by their lower ones.
-    deltas = [after - before for before, after in pairwise(chain((0,), within))]
-    return buckets.offset + 1, deltas
+    return buckets.offset + 1, [within[0], *map(sub, within[1:], within)]
 
 
 def _delimited(message: bytes) -> bytes:

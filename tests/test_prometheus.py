@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import prometheus_client
@@ -33,7 +35,15 @@ from scraping import (
 from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober, _pacing
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    Prober,
+    _pacing,
+)
 from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter, _page, _server
 
 LATENCY = "Distribution of latency over all probe runs, in seconds."
@@ -97,6 +107,37 @@ async def test_latencies_are_shown_in_seconds():
         f"probe_latency_seconds_count{{{IN_TEXT}}} 1",
         f"probe_a_latency_seconds_total{{{IN_TEXT}}} 0.003",
     ]
+
+
+async def test_an_exponential_distribution_has_classic_buckets():
+    exporter = PrometheusExporter(buckets_per_power=2)
+    size = ExponentialDistribution.of([0, 1, 1.2, 1.9])
+    await feed(exporter, export({"size": size}))
+    assert await samples(exporter) == [
+        f'probe_size_bucket{{{IN_TEXT},le="0.0"}} 1',
+        f'probe_size_bucket{{{IN_TEXT},le="{2**-0.5}"}} 1',
+        f'probe_size_bucket{{{IN_TEXT},le="1.0"}} 2',
+        f'probe_size_bucket{{{IN_TEXT},le="{2**0.5}"}} 3',
+        f'probe_size_bucket{{{IN_TEXT},le="2.0"}} 4',
+        f'probe_size_bucket{{{IN_TEXT},le="+Inf"}} 4',
+        f"probe_size_sum{{{IN_TEXT}}} 4.1",
+        f"probe_size_count{{{IN_TEXT}}} 4",
+    ]
+
+
+async def test_buckets_of_latencies_can_be_summed_over_targets():
+    exporter = PrometheusExporter()
+    for name, latency in ("a", 0.003), ("b", 12.0), ("c", 0.2):
+        metrics = {"latency": ExponentialDistribution.of([latency])}
+        await feed(exporter, export(metrics, dst=name))
+    sums: Counter[str] = Counter()
+    for line in await samples(exporter):
+        if found := re.search(r'le="(.*)"} (\d+)', line):
+            sums[found[1]] += int(found[2])
+    bounds = [repr(2.0**n) for n in range(-14, 7)]
+    assert list(sums) == [*bounds, "+Inf"]
+    below = [sum(n <= bound for n in (0.003, 0.2, 12)) for bound in map(float, sums)]
+    assert list(sums.values()) == below
 
 
 async def test_the_samples_of_all_targets_are_together_under_one_heading():

@@ -21,7 +21,7 @@ from trio_statskeeper._values import Value
 
 from ._client_model import COUNTER, GAUGE, HISTOGRAM, Metric, MetricFamily
 from ._exposition import SUFFIX_AND_TYPE, Part
-from ._samples import samples
+from ._samples import classic, samples
 
 _TYPES = {"counter": COUNTER, "gauge": GAUGE, "histogram": HISTOGRAM}
 
@@ -95,16 +95,16 @@ class ProtobufFormat:
 
     def _metrics(self, family: Family, value: Value, start: float) -> Iterator[Any]:
         """Yield the messages of a target's value, without the labels of the target."""
-        if isinstance(value, Distribution | ExponentialDistribution):
+        shown = classic(family, value, self.buckets_per_power)
+        if isinstance(shown, Distribution):
             metric = Metric()
             _set_created(metric.histogram, start)
             if isinstance(value, ExponentialDistribution):
                 _set_native(metric.histogram, value)
-                value = value.classic(self.buckets_per_power)
-            _set_classic(metric.histogram, value)
+            _set_classic(metric.histogram, shown)
             yield metric
             return
-        for _, text, number in samples(value):
+        for _, text, number in samples(shown):
             metric = Metric()
             if text is not None:
                 metric.label.add(name=family.label or "", value=text)

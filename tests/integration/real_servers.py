@@ -267,18 +267,29 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
+    Further options are those of a `scrape_config`.
+
     It takes remote writes at /api/v1/write, too.
 
     The first scrape comes about five seconds after the start, however short the interval.
     """
 
     def __init__(
-        self, program: Path, folder: Path, targets: Iterable[str], scrape_interval: str
+        self,
+        program: Path,
+        folder: Path,
+        targets: Iterable[str],
+        scrape_interval: str,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
-        scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
+        scrape = {
+            "job_name": "tests",
+            "static_configs": [{"targets": list(targets)}],
+            **options,
+        }
         # JSON is YAML, too.
         config = {
             "global": {"scrape_interval": scrape_interval},

@@ -275,7 +275,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
-    It takes remote writes at /api/v1/write, too.
+    At the same interval, it evaluates the rules in rules/ of its folder. It takes remote
+    writes at /api/v1/write, too.
 
     The first scrape comes about five seconds after the start, however short the interval.
     """
@@ -295,8 +296,12 @@ class Prometheus(Server):
         scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
         # JSON is YAML, too.
         config = {
-            "global": {"scrape_interval": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "evaluation_interval": scrape_interval,
+            },
             "scrape_configs": [scrape],
+            "rule_files": [str(folder / "rules/*.yml")],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
 

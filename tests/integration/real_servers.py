@@ -275,8 +275,10 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
-    At the same interval, it evaluates the rules in rules/ of its folder. It takes remote
-    writes at /api/v1/write, too.
+    Further options are those of a `scrape_config`. At the same interval, it evaluates the
+    rules in rules/ of its folder.
+
+    It takes remote writes at /api/v1/write, too.
 
     The first scrape comes about five seconds after the start, however short the interval.
     """
@@ -288,12 +290,17 @@ class Prometheus(Server):
         targets: Iterable[str],
         scrape_interval: str,
         features: str = "",
+        **options: Any,
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
         self._features = features
-        scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
+        scrape = {
+            "job_name": "tests",
+            "static_configs": [{"targets": list(targets)}],
+            **options,
+        }
         # JSON is YAML, too.
         config = {
             "global": {
@@ -526,6 +533,13 @@ class VictoriaMetrics(Server):
             lambda found: len(found) >= count,
             timeout=10,
         )
+
+    def query(self, expr: str) -> list[Sample]:
+        """Return what an instant query for a vector finds now."""
+        status, body = get(self.port, f"/api/v1/query?{urlencode({'query': expr})}")
+        assert status == 200, body
+        found = json.loads(body)["data"]["result"]
+        return [Sample(one["metric"], float(one["value"][1])) for one in found]
 
     def _newest(self, selector: str) -> list[Sample]:
         # What was received just before is found only after this.

@@ -275,7 +275,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
-    Further options are those of a `scrape_config`.
+    Further options are those of a `scrape_config`. At the same interval, it evaluates the
+    rules in rules/ of its folder.
 
     It takes remote writes at /api/v1/write, too.
 
@@ -302,8 +303,12 @@ class Prometheus(Server):
         }
         # JSON is YAML, too.
         config = {
-            "global": {"scrape_interval": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "evaluation_interval": scrape_interval,
+            },
             "scrape_configs": [scrape],
+            "rule_files": [str(folder / "rules/*.yml")],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -24,8 +24,8 @@ from trio.testing import MockClock
 import trio_statskeeper
 from trio_statskeeper._exceptions import leaf_exceptions
 
-Line: TypeAlias = tuple[str, int, bool]
-"""A file, the number of a line, and whether it is protected."""
+Line: TypeAlias = tuple[CodeType, int, bool]
+"""The code of a function, the number of a line, and whether it is protected."""
 
 # Seconds after which a play hangs, and until it is told so again: what is raised where
 # nothing propagates, as in a finalizer, ends nothing.
@@ -98,18 +98,20 @@ class CtrlC:
 
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Do what `sys.settrace` asks for."""
-        file = frame.f_code.co_filename
-        if self.at is not None and file != self.at[0]:
+        if self.at is not None and frame.f_code != self.at[0]:
             return None  # this saves most of the time
+        file = frame.f_code.co_filename
         if file in _WATCHED or file.startswith(_LIBRARY):
             return self._trace_line
         return None
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if self.at is not None and frame.f_lineno != self.at[1]:
+            return self._trace_line
         if event == "line" and _watching.get():
             protected = ki_protection_enabled(frame)
             if not (protected and _trio_protects(frame)):
-                line = frame.f_code.co_filename, frame.f_lineno, protected
+                line = frame.f_code, frame.f_lineno, protected
                 self.reached[line] += 1
                 if line == self.at and self.reached[line] == self.time:
                     self.struck = True

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 
+import attrs
 from hypothesis import strategies as st
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
+from trio_statskeeper._exponential_mapping import highest_index, lowest_index
 
 LARGEST = sys.float_info.max
 LARGEST_WHOLE = int(LARGEST)
@@ -42,9 +50,28 @@ def distributions(draw, bounds=bounds):
     )
 
 
+@st.composite
+def exponentials(draw):
+    scale = draw(st.integers(-10, 20))
+    whole = st.integers(0, 2**64 - 1)
+    arguments = {"zero_count": draw(whole), "sum": draw(finite)}
+    for sign in "positive", "negative":
+        lowest, highest = lowest_index(scale), highest_index(scale)
+        offset = draw(st.integers(lowest, highest) | st.integers(-5, 5))
+        offset = min(max(lowest, offset), highest)
+        room = min(8, highest - offset + 1)
+        arguments[f"{sign}_offset"] = offset
+        arguments[f"{sign}_counts"] = draw(st.lists(whole, max_size=room))
+    distribution = ExponentialDistribution(scale, **arguments)
+    if not distribution.count or draw(st.booleans()):
+        return distribution
+    least, greatest = sorted((draw(finite), draw(finite)))
+    return attrs.evolve(distribution, min=least, max=greatest)
+
+
 def values(texts=texts):
     """Return a strategy of everything that a metric can be."""
-    return counts | texts | gauges | maps | distributions()
+    return counts | texts | gauges | maps | distributions() | exponentials()
 
 
 def exports(strings=texts):

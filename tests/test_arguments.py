@@ -5,7 +5,13 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from trio_statskeeper import Distribution, Gauge, Map, StatsKeeper
+from trio_statskeeper import (
+    Distribution,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    StatsKeeper,
+)
 from trio_statskeeper._arguments import integer, quote
 
 
@@ -24,6 +30,7 @@ def test_a_long_string_is_shortened():
         (Gauge(1), "Gauge(value=1)"),
         (Map("code", {"200": 1}), "a Map"),
         (Distribution([1], [1, 0], 1), "a Distribution"),
+        (ExponentialDistribution(0), "an ExponentialDistribution"),
     ],
 )
 def test_values_of_any_size_are_not_written_in_full(value, text):

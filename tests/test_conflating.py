@@ -1,4 +1,4 @@
-"""The queue of an output that lags: the queue export of each series."""
+"""The queue of an output that lags: the newest export of each series."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ def export(target: str, total: int, interval: float = 10) -> EventMetrics:
     return EventMetrics(total, 0, {"dst": target}, {"total": total}, 1, interval)
 
 
+def of_pass(
+    number: int, target: str, *, ends: bool = False, probe: str = ""
+) -> EventMetrics:
+    labels = {"probe": probe, "dst": target}
+    return EventMetrics(number, 0, labels, {"total": number}, ends_pass=ends)
+
+
+def ends(queue: ConflatingQueue) -> list[tuple[str, float, bool]]:
+    return [(e.labels["dst"], e.timestamp, e.ends_pass) for e in queue.first(100)]
+
+
 def waiting(queue: ConflatingQueue) -> list[tuple[str, int]]:
     found = [(e.labels["dst"], e.metrics["total"]) for e in queue.first(100)]
     assert len(queue) == len(found)
@@ -25,6 +36,49 @@ async def test_a_newer_export_replaces_the_older_one_in_its_place(autojump_clock
         queue.put(each)
     assert waiting(queue) == [("a", 2), ("b", 1)]
     assert [e.labels["dst"] for e in queue.first(1)] == ["a"]
+
+
+async def test_no_pass_ends_once_parts_of_two_are_mixed(autojump_clock):
+    queue = ConflatingQueue()
+    queue.put(of_pass(1, "a", ends=True, probe="other"))
+    for export in (of_pass(1, "b"), of_pass(1, "c"), of_pass(1, "d", ends=True)):
+        queue.put(export)
+    queue.put(of_pass(2, "b"))
+    assert ends(queue) == [
+        ("a", 1, True),
+        ("b", 2, False),
+        ("c", 1, False),
+        ("d", 1, False),
+    ]
+    queue.put(of_pass(2, "c"))
+    queue.put(of_pass(2, "d", ends=True))
+    assert ends(queue) == [
+        ("a", 1, True),
+        ("b", 2, False),
+        ("c", 2, False),
+        ("d", 2, False),
+    ]
+
+
+async def test_passes_end_again_once_the_queue_was_empty(autojump_clock):
+    queue = ConflatingQueue()
+    for number in 1, 2:
+        queue.put(of_pass(number, "a"))
+        queue.put(of_pass(number, "b", ends=True))
+    queue.done(queue.first(2))
+    queue.put(of_pass(3, "a"))
+    queue.put(of_pass(3, "b", ends=True))
+    assert ends(queue) == [("a", 3, False), ("b", 3, True)]
+
+
+async def test_an_end_that_was_taken_is_not_put_back(autojump_clock):
+    queue = ConflatingQueue()
+    queue.put(of_pass(1, "a", ends=True))
+    queue.put(of_pass(1, "b", probe="other"))
+    queue.done(queue.first(1))
+    queue.put(of_pass(2, "c"))
+    queue.put(of_pass(3, "c"))
+    assert ends(queue) == [("b", 1, False), ("c", 3, False)]
 
 
 async def test_an_export_that_is_done_is_removed(autojump_clock):

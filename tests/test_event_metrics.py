@@ -13,7 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import damaged, exports, texts
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
 
 LINE = "1519084040 labels=ptype=http,probe=homepage sent=62 resp-code=map:code,200:44,204:8"
 LABELS = {"ptype": "http", "probe": "homepage"}
@@ -33,11 +39,17 @@ def as_read_back(export):
     return attrs.evolve(
         export,
         timestamp=math.floor(export.timestamp),
-        metrics={
-            name: value.value if isinstance(value, Gauge) else value
-            for name, value in export.metrics.items()
-        },
+        metrics={name: value_as_read_back(value) for name, value in export.metrics.items()},
     )
+
+
+def value_as_read_back(value):
+    match value:
+        case Gauge():
+            return value.value
+        case ExponentialDistribution():
+            return value.classic()
+    return value
 
 
 # Attributes
@@ -104,7 +116,9 @@ VALID = {
     "latency_unit": 1,
     "export_interval": 10,
 }
-NOT_A_VALUE = "expected a number, string, Gauge, Map or Distribution"
+NOT_A_VALUE = (
+    "expected a number, string, Gauge, Map, Distribution or ExponentialDistribution"
+)
 TIMES = ["timestamp", "start_timestamp", "latency_unit", "export_interval"]
 
 
@@ -114,6 +128,11 @@ def test_times_are_numbers(field, value):
     with pytest.raises(TypeError) as caught:
         EventMetrics(**VALID | {field: value})
     assert str(caught.value) == f"{field} must be a number, got {value!r}"
+
+
+def test_an_export_ends_its_pass_or_does_not():
+    with pytest.raises(TypeError, match=r"^ends_pass must be True or False, got 1$"):
+        EventMetrics(**VALID, ends_pass=1)
 
 
 @pytest.mark.parametrize("field", TIMES)

@@ -16,12 +16,19 @@ from strategies import (
     counts,
     damaged,
     distributions,
+    exponentials,
     finite,
     gauges,
     texts,
 )
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
 from trio_statskeeper.lines import from_json, to_json
 
 FULL = EventMetrics(
@@ -47,7 +54,7 @@ def test_json_names_all_fields():
         '"latency":{"bounds":[0.5,2.0],"bucket_counts":[2,1,0],"sum":1.25},'
         '"resp-code":{"map":"code","values":{"200":2,"404":1}},'
         '"temperature":{"gauge":3.5},"version":"1.2"},'
-        '"latency_unit":0.001,"export_interval":60.0}'
+        '"latency_unit":0.001,"export_interval":60.0,"ends_pass":true}'
     )
 
 
@@ -59,6 +66,21 @@ def test_json_names_all_fields():
         (10**300, str(10**300)),
         (math.inf, '{"number":"+Inf"}'),
         (-math.inf, '{"number":"-Inf"}'),
+        (
+            ExponentialDistribution.of([1.5, -2, 0], max_buckets=2),
+            (
+                '{"scale":20,"positive_offset":613377,"positive_counts":[1],'
+                '"negative_offset":1048575,"negative_counts":[1],"zero_count":1,'
+                '"sum":-0.5,"min":-2.0,"max":1.5}'
+            ),
+        ),
+        (
+            ExponentialDistribution(0),
+            (
+                '{"scale":20,"positive_offset":0,"positive_counts":[],"negative_offset":0,'
+                '"negative_counts":[],"zero_count":0,"sum":0.0,"min":null,"max":null}'
+            ),
+        ),
         (Gauge(math.inf), '{"gauge":"+Inf"}'),
         (Gauge(-math.inf), '{"gauge":"-Inf"}'),
         ("+Inf", '"+Inf"'),
@@ -82,6 +104,7 @@ json_values = (
     | gauges
     | st.builds(Map, json_texts, st.dictionaries(json_texts, counts, max_size=5))
     | distributions()
+    | exponentials()
 )
 positive = st.floats(0, LARGEST, exclude_min=True)
 exports = st.builds(
@@ -174,6 +197,7 @@ def test_integers_are_allowed_as_bounds_and_sum():
         (with_field(start_timestamp=[]), "start_timestamp must be a number, got []"),
         (with_field(latency_unit={}), "latency_unit must be a number, got {}"),
         (with_field(export_interval="NaN"), "export_interval must be a number, got 'NaN'"),
+        (with_field(ends_pass=1), "ends_pass must be true or false, got 1"),
         (with_field(labels=[]), "labels must be an object, got []"),
         (with_field(labels={"dst": 1}), "label 'dst' must be a string, got 1"),
         (with_field(metrics=1), "metrics must be an object, got 1"),

@@ -475,6 +475,18 @@ async def test_exceptions_of_targets_labels_and_clock_are_raised_bare(
     assert outcome.both_channels_are_closed()
 
 
+async def test_exports_before_the_one_whose_label_raises_are_sent(autojump_clock):
+    labels = {"x": Raising(3, "x")}
+    keeper = make_keeper(["a", "b", "c"], additional_labels=labels)
+    outcome, results, exports = outcome_of(keeper, exports_buffer=10)
+    for target in "abc":
+        results.send_nowait(one(target))
+    with pytest.raises(OSError, match="no luck"):
+        await outcome.run()
+    sent = [(export.labels["dst"], export.ends_pass) for export in all_from(exports)]
+    assert sent == [("a", False), ("b", False)]
+
+
 async def test_the_error_says_that_all_receivers_are_closed(autojump_clock):
     outcome, _results, exports = outcome_of(make_keeper())
     exports.close()

@@ -35,6 +35,19 @@ async def test_a_pass_exports_the_totals_as_they_were_at_its_tick(autojump_clock
         assert totals(keeper.snapshot()) == dict.fromkeys(keys, 101)
 
 
+async def test_the_last_export_of_a_pass_says_so_even_if_further_targets_have_no_totals(
+    autojump_clock,
+):
+    keeper = make_keeper(["a", "b", "c", "d"])
+    async with running(keeper) as run:
+        run.send(one("a"), one("b"), one("c"))
+        exports = await receive_exports(run.exports, 6)
+        shown = [(export.labels["dst"], export.ends_pass) for export in exports]
+        assert shown == 2 * [("a", False), ("b", False), ("c", True)]
+        assert [export.ends_pass for export in keeper.snapshot()] == [False, False, True]
+        assert keeper.snapshot(["d"]) == ()
+
+
 async def test_folding_goes_on_while_an_export_waits_for_a_slow_consumer(autojump_clock):
     keeper = make_keeper(["a", "b"])
     async with running(keeper, buffer=0, exports_buffer=0) as run:
@@ -237,7 +250,8 @@ async def drain(
 async def test_a_pass_sends_some_hundred_targets_per_turn_of_the_loop(
     autojump_clock, monkeypatch, exports_buffer
 ):
-    let_time_pass(monkeypatch, _sending, 0)  # however slow the machine is
+    for module in _keeper_run, _sending:
+        let_time_pass(monkeypatch, module, 0)  # however slow the machine is
     keys = [f"target {i}" for i in range(2_000)]
     received: list[EventMetrics] = []
     turns = Turns()

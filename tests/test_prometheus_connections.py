@@ -145,11 +145,11 @@ async def test_a_scrape_is_given_what_the_request_asks_for():
 async def test_a_bug_within_an_answer_cuts_it_off_and_is_logged(
     autojump_clock, nursery, monkeypatch, caplog
 ):
-    def text(_):
+    def scraped(*_):
         yield [b"half"]
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(_page.Page, "text", text)
+    monkeypatch.setattr(_page.Page, "scrape", scraped)
     monkeypatch.setattr(_server, "_PIECE_SIZE", 1)
     client = connect(nursery, server_of(PrometheusExporter()))
     await client.send_all(request() + request("/"))

@@ -49,7 +49,7 @@ def test_segments_stay_small_however_many_keys():
         segmented.set(frozenset({("dst", str(number))}), number)
     sizes = [len(segment) for segment in segmented.snapshot()]
     assert sum(sizes) == 20_000
-    assert max(sizes) <= 500
+    assert max(sizes) <= 250
     assert sum(len(segmented.segment(n)) for n in range(len(sizes))) == 20_000
 
 

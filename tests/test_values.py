@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from strategies import LARGEST, LARGEST_WHOLE, bounds, distributions
 
 from trio_statskeeper import Distribution, Gauge, Map, exponential_bounds
-from trio_statskeeper._values import unchecked_distribution, unchecked_map
+from trio_statskeeper._distribution import unchecked_distribution
+from trio_statskeeper._values import unchecked_map
 
 NAN = math.nan
 INF = math.inf

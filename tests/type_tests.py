@@ -70,6 +70,17 @@ assert_type(distribution.count, int)
 assert_type(distribution.quantile(0.5), float)
 assert_type(distribution.subtract(distribution), ts.Distribution)
 distribution.subtract([])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+exponential = ts.ExponentialDistribution.of([1, 2.5], max_buckets=20)
+assert_type(exponential, ts.ExponentialDistribution)
+assert_type(exponential.positive_counts, tuple[int, ...])
+assert_type(exponential.min, float | None)
+assert_type(exponential.quantile(0.5), float)
+assert_type(exponential.merge(exponential, 20), ts.ExponentialDistribution)
+assert_type(exponential.subtract(exponential), ts.ExponentialDistribution)
+assert_type(exponential.classic(4), ts.Distribution)
+ts.ExponentialDistribution(3, -5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+exponential.subtract(distribution)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(ts.Exponential().max_buckets, int)
 assert_type(ts.exponential_bounds(2, 0.001, 10), tuple[float, ...])
 assert_type(ts.parse_value("1"), ts.Value)
 
@@ -94,7 +105,7 @@ keeper = ts.StatsKeeper(
     targets=lambda: [endpoint],
     export_interval=10,
     latency_unit=1,
-    distributions={"latency": (1, 2), "size": [10.0, 20]},
+    distributions={"latency": (1, 2), "size": [10.0, 20], "delay": ts.Exponential(20)},
     additional_labels={"env": "prod", "zone": "@target.label.zone@", "rack": rack_of},
     expire_after=None,
     max_unlisted=10_000,

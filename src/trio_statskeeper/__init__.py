@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from ._distribution import Distribution, exponential_bounds
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
+from ._exponential import ExponentialDistribution
+from ._exponential_buckets import Exponential
 from ._fan_out import Output, fan_out
 from ._keeper import StatsKeeper
 from ._keeper_statistics import KeeperStatistics
@@ -12,13 +15,15 @@ from ._probe_errors import Inconclusive, ProbeFailed
 from ._prober import Prober, ProberStatistics
 from ._results import ProbeResult, Reason, Result
 from ._runs import Probe
-from ._values import Distribution, Gauge, Map, Value, exponential_bounds, parse_value
+from ._values import Gauge, Map, Value, parse_value
 from ._wiring import open_keeper, open_outputs
 
 __all__ = [
     "Distribution",
     "Endpoint",
     "EventMetrics",
+    "Exponential",
+    "ExponentialDistribution",
     "Gauge",
     "Inconclusive",
     "KeeperStatistics",

@@ -35,6 +35,9 @@ class _ShortRepr(reprlib.Repr):
     def repr_Distribution(self, x: object, level: int) -> str:  # noqa: N802
         return "a Distribution"
 
+    def repr_ExponentialDistribution(self, x: object, level: int) -> str:  # noqa: N802
+        return "an ExponentialDistribution"
+
 
 _short_repr = _ShortRepr()
 _short_repr.maxstring = _short_repr.maxother = 80
@@ -79,6 +82,32 @@ def plain_number(value: float) -> int | float:
     if isinstance(value, Integral) or not isinstance(value, Real):
         return int.__pos__(int(value))
     return float(value)
+
+
+def plain_count(value: float) -> int | float:
+    """Return `value` as `plain_number` does.
+
+    Raises:
+      TypeError: if `value` is not a number.
+      ValueError: if `value` is not finite and >= 0.
+    """
+    number = plain_number(value)
+    if not 0 <= number <= MAX_NUMBER:  # NaN compares false
+        raise ValueError(f"expected a finite number >= 0, got {quote(value)}")
+    return number
+
+
+def plain_finite(value: float) -> float:
+    """Return `value` as exactly a float.
+
+    Raises:
+      TypeError: if `value` is not a number.
+      ValueError: if `value` is not finite.
+    """
+    number = plain_number(value)
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise ValueError(f"expected a finite number, got {quote(value)}")
+    return float(number)
 
 
 def plain_str(value: str) -> str:

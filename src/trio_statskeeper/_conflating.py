@@ -31,14 +31,27 @@ def _series(export: EventMetrics) -> Series:
     return frozenset(export.labels.items())
 
 
-Arrival: TypeAlias = tuple[Series, float, float]
-"""The series of an export, when it arrived, and when it becomes stale."""
+KeeperKey: TypeAlias = tuple[str, str]
+"""The labels ptype and probe, which all exports of a keeper share."""
+
+
+def keeper_of(export: EventMetrics) -> KeeperKey:
+    return export.labels.get("ptype", ""), export.labels.get("probe", "")
+
+
+def _differ_by_end(one: EventMetrics, other: EventMetrics) -> bool:
+    """Return whether two exports of a series differ at most by whether they end a pass."""
+    return one.timestamp == other.timestamp and one.metrics == other.metrics
+
+
+Arrival: TypeAlias = tuple[Series, KeeperKey, float, float]
+"""The series of an export, its keeper, when it arrived, and when it becomes stale."""
 
 
 def arrival_of(export: EventMetrics) -> Arrival:
     """Return what queues need to know of `export`, which arrived now."""
     now = trio.current_time()
-    return _series(export), now, stale_at(export, now)
+    return _series(export), keeper_of(export), now, stale_at(export, now)
 
 
 @attrs.define(eq=False)
@@ -48,6 +61,9 @@ class ConflatingQueue:
     Totals are cumulative, so replacing an export loses nothing. The newer export has the
     older one's place in the queue: each series has its turn, even if passes arrive faster
     than exports are removed.
+
+    After a replacement, the queue has parts of two passes. Until it has been emptied, none
+    of the keeper's exports ends a pass.
 
     The queue is bounded: a series is stale, and dropped, after three of its export
     intervals without an export, while others arrived.
@@ -60,6 +76,12 @@ class ConflatingQueue:
     _stale_at: OrderedDict[Series, float] = attrs.field(
         init=False, factory=OrderedDict[Series, float]
     )
+    # Keepers of which an export was replaced since the queue was empty.
+    _mixed: set[KeeperKey] = attrs.field(init=False, factory=set[KeeperKey])
+    # The series of each other keeper that ended its newest pass.
+    _ends: dict[KeeperKey, Series] = attrs.field(
+        init=False, factory=dict[KeeperKey, Series]
+    )
     _last_put: float = attrs.field(init=False, default=-math.inf)
     _arrival: trio.Event = attrs.field(init=False, factory=trio.Event)
     ended: bool = attrs.field(init=False, default=False)
@@ -69,14 +91,31 @@ class ConflatingQueue:
 
     def put(self, export: EventMetrics, arrival: Arrival | None = None) -> None:
         """Add an export; several queues can share the computed `arrival`."""
-        series, self._last_put, stale_at = arrival or arrival_of(export)
-        self._waiting[series] = export
+        series, keeper, self._last_put, stale_at = arrival or arrival_of(export)
+        self._waiting[series] = self._without_false_end(series, keeper, export)
         self._stale_at[series] = stale_at
         # Two are checked for each export that is added, in a cycle.
         for checked in list(islice(self._stale_at, 2)):
             self._stale_at.move_to_end(checked)
             self._drop_if_stale(checked)
         self._arrival.set()
+
+    def _without_false_end(
+        self, series: Series, keeper: KeeperKey, export: EventMetrics
+    ) -> EventMetrics:
+        """Return `export`; it ends a pass only if the rest of the pass comes before it."""
+        if not self._waiting:
+            self._mixed.clear()
+        if series in self._waiting and keeper not in self._mixed:
+            self._mixed.add(keeper)
+            end = self._ends.get(keeper)
+            if end is not None and end in self._waiting:
+                self._waiting[end] = attrs.evolve(self._waiting[end], ends_pass=False)
+        if export.ends_pass and keeper in self._mixed:
+            return attrs.evolve(export, ends_pass=False)
+        if export.ends_pass:
+            self._ends[keeper] = series
+        return export
 
     def _drop_if_stale(self, series: Series) -> bool:
         if self._stale_at[series] >= self._last_put:
@@ -97,9 +136,12 @@ class ConflatingQueue:
         """Remove `exports`; what has replaced one of them moves to the end of the queue."""
         for export in exports:
             series = _series(export)
-            if self._waiting.get(series) is export:
+            waiting = self._waiting.get(series)
+            if waiting is None:
+                continue
+            if waiting is export or _differ_by_end(waiting, export):
                 del self._waiting[series], self._stale_at[series]
-            elif series in self._waiting:
+            else:
                 self._waiting.move_to_end(series)
 
     def drop(self, count: int) -> None:

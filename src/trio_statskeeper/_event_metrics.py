@@ -49,6 +49,11 @@ def _metrics(metrics: Mapping[str, Value]) -> Mapping[str, Value]:
     return validate_items("metric", metrics, plain_value)
 
 
+def _boolean(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, got {quote(value)}")
+
+
 def validate_latency_unit(unit: float) -> float:
     """Validate the attribute `latency_unit` of exports and keepers."""
     return validate_positive("latency_unit", unit)
@@ -77,6 +82,9 @@ class EventMetrics(PlainValue):
         in `-latency` or `_latency`. No other metric has this unit.
       export_interval: seconds between exports. A target without an export for three
         intervals is stale.
+      ends_pass: whether this is the last export of its pass. All exports of a pass show the
+        totals at one instant, and outputs that show many targets at once change from one
+        pass to the next.
 
     Raises:
       TypeError: if an argument is of the wrong type.
@@ -95,6 +103,8 @@ class EventMetrics(PlainValue):
     latency_unit: float = attrs.field(default=1.0, converter=validate_latency_unit)
 
     export_interval: float = attrs.field(default=10.0, converter=validate_export_interval)
+
+    ends_pass: bool = attrs.field(default=True, validator=_boolean)
 
     def __str__(self) -> str:
         labels = ",".join(
@@ -181,6 +191,7 @@ def check_length(line: str) -> None:
     _set_metrics,
     _set_latency_unit,
     _set_export_interval,
+    _set_ends_pass,
 ) = (vars(EventMetrics)[field.name].__set__ for field in attrs.fields(EventMetrics))
 
 
@@ -192,7 +203,10 @@ def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # the constructor's
     latency_unit: float,
     export_interval: float,
 ) -> EventMetrics:
-    """Return an `EventMetrics` that owns `labels` and `metrics`, without a copy."""
+    """Return an `EventMetrics` that does not end its pass.
+
+    It owns `labels` and `metrics`, without a copy.
+    """
     unchecked = EventMetrics.__new__(EventMetrics)
     _set_timestamp(unchecked, timestamp)
     _set_start_timestamp(unchecked, start_timestamp)
@@ -200,6 +214,7 @@ def unchecked_event_metrics(  # noqa: PLR0913, PLR0917  # the constructor's
     _set_metrics(unchecked, MappingProxyType(metrics))
     _set_latency_unit(unchecked, latency_unit)
     _set_export_interval(unchecked, export_interval)
+    _set_ends_pass(unchecked, False)
     return unchecked
 
 

@@ -9,14 +9,18 @@ from typing import TypeAlias, assert_never
 import attrs
 
 from ._arguments import quote
+from ._distribution import Distribution
 from ._event_metrics import EventMetrics, check_length
+from ._exponential import ExponentialDistribution
 from ._text import parse_number
-from ._values import Distribution, Gauge, Map, Value
+from ._values import Gauge, Map, Value
 
 # What is read.
 _Json: TypeAlias = "bool | int | float | str | list[_Json] | dict[str, _Json] | None"
 
 _FIELDS = tuple(field.name for field in attrs.fields(EventMetrics))
+
+_EXPONENTIAL_FIELDS = tuple(field.name for field in attrs.fields(ExponentialDistribution))
 
 # ASCII alone: it is safe in any encoding, and lone surrogates are escaped.
 _encoder = JSONEncoder(ensure_ascii=True, separators=(",", ":"))
@@ -34,6 +38,7 @@ def to_json(event_metrics: EventMetrics) -> str:
             },
             "latency_unit": event_metrics.latency_unit,
             "export_interval": event_metrics.export_interval,
+            "ends_pass": event_metrics.ends_pass,
         }
     )
 
@@ -55,6 +60,8 @@ def _to_json(value: Value) -> object:
                 "bucket_counts": value.bucket_counts,
                 "sum": value.sum,
             }
+        case ExponentialDistribution():
+            return {name: getattr(value, name) for name in _EXPONENTIAL_FIELDS}
         case _:
             assert_never(value)
 
@@ -102,6 +109,7 @@ def from_json(line: str) -> EventMetrics:
         },
         latency_unit=_number("latency_unit", fields["latency_unit"]),
         export_interval=_number("export_interval", fields["export_interval"]),
+        ends_pass=_boolean("ends_pass", fields["ends_pass"]),
     )
 
 
@@ -149,8 +157,20 @@ def _from_json(value: _Json) -> Value:
     if names == {"bounds", "bucket_counts", "sum"}:
         return Distribution(
             [_number("each bound", bound) for bound in _array("bounds", value["bounds"])],
-            [_integer(count) for count in _array("bucket_counts", value["bucket_counts"])],
+            _integers("bucket_counts", value["bucket_counts"]),
             _number("sum", value["sum"]),
+        )
+    if names == set(_EXPONENTIAL_FIELDS):
+        return ExponentialDistribution(
+            _integer("scale", value["scale"]),
+            positive_offset=_integer("positive_offset", value["positive_offset"]),
+            positive_counts=_integers("positive_counts", value["positive_counts"]),
+            negative_offset=_integer("negative_offset", value["negative_offset"]),
+            negative_counts=_integers("negative_counts", value["negative_counts"]),
+            zero_count=_integer("zero_count", value["zero_count"]),
+            sum=_number("sum", value["sum"]),
+            min=_number_or_none("min", value["min"]),
+            max=_number_or_none("max", value["max"]),
         )
     raise ValueError(f"expected a gauge, map or distribution, got {quote(value)}")
 
@@ -173,10 +193,24 @@ def _text(what: str, value: _Json) -> str:
     raise ValueError(f"{what} must be a string, got {quote(value)}")
 
 
-def _integer(value: _Json) -> int:
+def _boolean(what: str, value: _Json) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{what} must be true or false, got {quote(value)}")
+
+
+def _integers(what: str, value: _Json) -> list[int]:
+    return [_integer("each bucket count", count) for count in _array(what, value)]
+
+
+def _integer(what: str, value: _Json) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise ValueError(f"each bucket count must be an integer, got {quote(value)}")
+    raise ValueError(f"{what} must be an integer, got {quote(value)}")
+
+
+def _number_or_none(what: str, value: _Json) -> int | float | None:
+    return None if value is None else _number(what, value)
 
 
 def _number(what: str, value: _Json) -> int | float:

@@ -28,10 +28,12 @@ import attrs
 
 from ._arguments import quote
 from ._conflating import stale_at
+from ._distribution import Distribution
 from ._event_metrics import EventMetrics
+from ._exponential import ExponentialDistribution
 from ._log import logger
 from ._seconds import in_seconds
-from ._values import Distribution, Gauge, Map, Value
+from ._values import Gauge, Map, Value
 
 Kind: TypeAlias = Literal["counter", "info", "gauge", "histogram"]
 
@@ -101,6 +103,12 @@ class Family:
         suffixes = _KINDS[self.kind].suffixes
         names = (self.name, self.otlp_name, *(self.name + suffix for suffix in suffixes))
         return tuple(dict.fromkeys(names))
+
+    @property
+    def sample_names(self) -> frozenset[str]:
+        """The names of its samples in Prometheus, and its own."""
+        suffixes = _KINDS[self.kind].suffixes
+        return frozenset((self.name, *(self.name + suffix for suffix in suffixes)))
 
     def __str__(self) -> str:
         return f"{quote(self.key[0])}, a {self.kind}"
@@ -206,7 +214,7 @@ def _key(metric: str, value: Value) -> _Key:
             return metric, "gauge", None
         case Map():
             return metric, "counter", value.name
-        case Distribution():
+        case Distribution() | ExponentialDistribution():
             return metric, "histogram", None
         case _:
             assert_never(value)
@@ -274,7 +282,7 @@ def _valid(value: Value) -> Value:
             return valid_text(value)
         case Map():
             return _valid_map(value)
-        case int() | float() | Gauge() | Distribution():
+        case int() | float() | Gauge() | Distribution() | ExponentialDistribution():
             return value
         case _:
             assert_never(value)

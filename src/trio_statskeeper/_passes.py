@@ -78,14 +78,28 @@ class Passes:
         return self.time.now() - self.totals.expire_after
 
     def _exports(self, timestamp: float, stale: float) -> Iterator[EventMetrics | None]:
-        """Build the exports of the cut; None for a target without an export."""
+        """Build the exports of the cut, and None where there is nothing to send.
+
+        Each waits for the next one, as the last export of a pass is marked.
+        """
         rows = self.totals.rows
-        for endpoint in self.totals.listed.to_export():
-            row = rows.take(endpoint.key)
-            if row is None:
-                yield None
-            else:
-                yield self.exports.build(endpoint, row, timestamp, stale)
+        waiting: EventMetrics | None = None
+        try:
+            for endpoint in self.totals.listed.to_export():
+                row = rows.take(endpoint.key)
+                export = None
+                if row is not None:
+                    export = self.exports.build(endpoint, row, timestamp, stale)
+                if export is None:
+                    yield None
+                else:
+                    yield waiting
+                    waiting = export
+        except Exception:
+            yield waiting  # before what a label's function raised
+            raise
+        if waiting is not None:
+            yield attrs.evolve(waiting, ends_pass=True)
 
     def _note_sent(self) -> None:
         self.exports_sent += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -24,13 +25,19 @@ class PlainValue:
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         kind = type(self)
         fields = cast("tuple[attrs.Attribute[Any], ...]", attrs.fields(cast("Any", kind)))
-        values = (getattr(self, field.name) for field in fields if field.init)
-        return kind, tuple(
-            dict(cast("Mapping[Any, Any]", value))
-            if isinstance(value, MappingProxyType)
-            else value
-            for value in values
-        )
+        arguments: list[object] = []
+        keywords: dict[str, object] = {}
+        for field in fields:
+            if not field.init:
+                continue
+            value = getattr(self, field.name)
+            if isinstance(value, MappingProxyType):
+                value = dict(cast("Mapping[Any, Any]", value))
+            if field.kw_only:
+                keywords[field.name] = value
+            else:
+                arguments.append(value)
+        return partial(kind, **keywords) if keywords else kind, tuple(arguments)
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:

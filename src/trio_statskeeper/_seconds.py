@@ -8,14 +8,10 @@ from functools import lru_cache
 from typing import assert_never
 
 from ._arguments import plain_number
-from ._values import (
-    Distribution,
-    Gauge,
-    Map,
-    Value,
-    unchecked_distribution,
-    validate_bounds,
-)
+from ._distribution import Distribution, unchecked_distribution, validate_bounds
+from ._exponential import ExponentialDistribution
+from ._exponential_mapping import lowest_index
+from ._values import Gauge, Map, Value
 
 
 def in_seconds(value: Value, unit: float) -> Value:
@@ -37,6 +33,8 @@ def in_seconds(value: Value, unit: float) -> Value:
             bounds = _bounds_in_seconds(value.bounds, unit)
             total = _product(value.sum, unit)
             return unchecked_distribution(bounds, value.bucket_counts, total)
+        case ExponentialDistribution():
+            return _exponential_in_seconds(value, unit)
         case _:
             assert_never(value)
 
@@ -44,6 +42,37 @@ def in_seconds(value: Value, unit: float) -> Value:
 @lru_cache
 def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, ...]:
     return validate_bounds(_product(bound, unit) for bound in bounds)
+
+
+def _exponential_in_seconds(
+    value: ExponentialDistribution, unit: float
+) -> ExponentialDistribution:
+    # Unless it is a whole number, each bucket moves by up to half its width.
+    shift = round(math.ldexp(math.log2(unit), value.scale))
+    least = lowest_index(value.scale)
+    positive = _shifted(value.positive_offset + shift, value.positive_counts, least)
+    negative = _shifted(value.negative_offset + shift, value.negative_counts, least)
+    return ExponentialDistribution(
+        value.scale,
+        positive_offset=positive[0],
+        positive_counts=positive[1],
+        negative_offset=negative[0],
+        negative_counts=negative[1],
+        zero_count=value.zero_count,
+        sum=_product(value.sum, unit),
+        min=None if value.min is None else _product(value.min, unit),
+        max=None if value.max is None else _product(value.max, unit),
+    )
+
+
+def _shifted(
+    offset: int, counts: tuple[int, ...], least: int
+) -> tuple[int, tuple[int, ...]]:
+    """Return the buckets from `least` on; those below it are added to the first."""
+    below = least - offset
+    if below <= 0:
+        return offset, counts
+    return least, (sum(counts[: below + 1]), *counts[below + 1 :])
 
 
 # Multiplies any two floats exactly, whatever the context of the program is.

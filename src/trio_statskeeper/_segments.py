@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
@@ -14,12 +14,22 @@ from ._conflating import Series
 V = TypeVar("V")
 
 # Keys of a segment. Copying it takes some microseconds.
-_SEGMENT_SIZE = 500
+_SEGMENT_SIZE = 250
 
 _MIN_HASH, _MAX_HASH = -sys.maxsize - 1, sys.maxsize
 
 # The lowest hash of its keys, its owner, and its part of the dict.
 _Segment: TypeAlias = tuple[int, object, dict[Series, V]]
+
+
+@attrs.frozen(eq=False)
+class Snapshot(Generic[V]):
+    """The segments of a dict at one instant."""
+
+    _segments: list[_Segment[V]]
+
+    def __iter__(self) -> Iterator[Mapping[Series, V]]:
+        return (segment for _, _, segment in self._segments)
 
 
 @attrs.define(eq=False)
@@ -60,10 +70,10 @@ class SegmentedDict(Generic[V]):
         self._len -= 1
         return value
 
-    def snapshot(self) -> Iterable[Mapping[Series, V]]:
-        """Return the segments as they are now."""
+    def snapshot(self) -> Snapshot[V]:
+        """Return the segments as they are now; in constant time."""
         self._owner = object()
-        return (segment for _, _, segment in self._segments)
+        return Snapshot(self._segments)
 
     def values(self) -> list[V]:
         """Return all values; from any thread."""

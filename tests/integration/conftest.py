@@ -16,6 +16,11 @@ def prometheus_programs():
 
 
 @pytest.fixture(scope="session")
+def newer_prometheus():
+    return real_servers.find_newer_prometheus()
+
+
+@pytest.fixture(scope="session")
 def mockotlpserver():
     return real_servers.find_mockotlpserver()
 

@@ -41,6 +41,14 @@ def find_prometheus() -> tuple[Path, Path]:
     return folder / "usr/bin/prometheus", folder / "usr/bin/promtool"
 
 
+def find_newer_prometheus() -> Path:
+    """Return the program prometheus of Debian's next release."""
+    folder = CACHE / "newer-prometheus"
+    unpack_it = partial(unpack, "prometheus", release="forky")
+    ensure(folder, unpack_it, by_hand="nobody installs two releases, so set CI")
+    return folder / "usr/bin/prometheus"
+
+
 def find_mockotlpserver() -> Path:
     """Return the folder whose node_modules have the receiver."""
     if not shutil.which("node"):
@@ -267,7 +275,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
-    Further options are those of a `scrape_config`.
+    Further options are those of a `scrape_config`. At the same interval, it evaluates the
+    rules in rules/ of its folder.
 
     It takes remote writes at /api/v1/write, too.
 
@@ -280,11 +289,13 @@ class Prometheus(Server):
         folder: Path,
         targets: Iterable[str],
         scrape_interval: str,
+        features: str = "",
         **options: Any,
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
+        self._features = features
         scrape = {
             "job_name": "tests",
             "static_configs": [{"targets": list(targets)}],
@@ -292,8 +303,12 @@ class Prometheus(Server):
         }
         # JSON is YAML, too.
         config = {
-            "global": {"scrape_interval": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "evaluation_interval": scrape_interval,
+            },
             "scrape_configs": [scrape],
+            "rule_files": [str(folder / "rules/*.yml")],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
 
@@ -304,6 +319,7 @@ class Prometheus(Server):
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
             "--web.enable-remote-write-receiver",
+            f"--enable-feature={self._features}",
         ], None
 
     def _is_ready(self):
@@ -517,6 +533,13 @@ class VictoriaMetrics(Server):
             lambda found: len(found) >= count,
             timeout=10,
         )
+
+    def query(self, expr: str) -> list[Sample]:
+        """Return what an instant query for a vector finds now."""
+        status, body = get(self.port, f"/api/v1/query?{urlencode({'query': expr})}")
+        assert status == 200, body
+        found = json.loads(body)["data"]["result"]
+        return [Sample(one["metric"], float(one["value"][1])) for one in found]
 
     def _newest(self, selector: str) -> list[Sample]:
         # What was received just before is found only after this.

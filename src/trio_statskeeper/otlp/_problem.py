@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal, TypeAlias
 
 import attrs
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import attrs
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -27,11 +27,15 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
+from trio_statskeeper._distribution import Distribution
 from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._exponential import ExponentialDistribution
 from trio_statskeeper._naming import Families, Family, valid_text
-from trio_statskeeper._values import Distribution, Gauge, Map, Value
+from trio_statskeeper._values import Gauge, Map, Value
 
 _SCOPE = InstrumentationScope(name="trio_statskeeper", version=version("trio-statskeeper"))
+
+AnyDistribution: TypeAlias = Distribution | ExponentialDistribution
 
 # "time_unix_nano" is a fixed64, in nanoseconds.
 _TIME_LIMIT = 2**64 / 1e9
@@ -63,7 +67,7 @@ class Request:
     # The part that is being built.
     _message: ExportMetricsServiceRequest = attrs.field(init=False)
     _metrics: Any = attrs.field(init=False)
-    _data_points: dict[Family, Any] = attrs.field(init=False)
+    _data_points: dict[tuple[Family, bool], Any] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._begin_part()
@@ -96,20 +100,18 @@ class Request:
         attributes = NumberDataPoint(attributes=labels).SerializeToString()
         self.overwritten.update(_OVERWRITTEN & resolved.labels.keys())
         for family, value in resolved.metrics:
-            if isinstance(value, Distribution) and value.count >= 2**64:
+            if isinstance(value, AnyDistribution) and value.count >= 2**64:
                 families.log_skipped(f"{family}: a count is too large for OTLP")
                 continue
             if isinstance(value, Map | str) and family.label in _OVERWRITTEN:
                 self.overwritten.add(family.label)
             for number, further in _numbers(family, value):
-                if isinstance(number, Distribution):
-                    data_point = self._data_points_of(family).add(attributes=labels)
-                    data_point.count = number.count
-                    data_point.sum = number.sum
-                    data_point.bucket_counts.extend(number.bucket_counts)
-                    data_point.explicit_bounds.extend(number.bounds)
+                data_points = self._data_points_of(family, value)
+                if isinstance(number, AnyDistribution):
+                    data_point = data_points.add(attributes=labels)
+                    _fill(data_point, number)
                 else:
-                    data_point = self._data_points_of(family).add()
+                    data_point = data_points.add()
                     data_point.MergeFromString(attributes)
                     data_point.attributes.extend(further)
                     if isinstance(number, int) and -(2**63) <= number < 2**63:
@@ -135,12 +137,14 @@ class Request:
     def serialize(self) -> bytes:
         return b"".join((*self._parts, self._message.SerializeToString()))
 
-    def _data_points_of(self, family: Family) -> Any:
-        if family not in self._data_points:
-            self._data_points[family] = self._new_metric(family)
-        return self._data_points[family]
+    def _data_points_of(self, family: Family, value: Value) -> Any:
+        # The same family has other data points if the options of a keeper differ.
+        key = family, isinstance(value, ExponentialDistribution)
+        if key not in self._data_points:
+            self._data_points[key] = self._new_metric(*key)
+        return self._data_points[key]
 
-    def _new_metric(self, family: Family) -> Any:
+    def _new_metric(self, family: Family, is_exponential: bool) -> Any:
         """Add a metric, and return its data points."""
         metric = self._metrics.add(
             name=family.otlp_name,
@@ -155,17 +159,18 @@ class Request:
             case "info" | "gauge":
                 return metric.gauge.data_points
             case "histogram":
-                metric.histogram.aggregation_temporality = (
-                    AGGREGATION_TEMPORALITY_CUMULATIVE
+                histogram = (
+                    metric.exponential_histogram if is_exponential else metric.histogram
                 )
-                return metric.histogram.data_points
+                histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+                return histogram.data_points
             case _:
                 assert_never(family.kind)
 
 
 def _numbers(
     family: Family, value: Value
-) -> Iterator[tuple[float | Distribution, list[KeyValue]]]:
+) -> Iterator[tuple[float | AnyDistribution, list[KeyValue]]]:
     """Yield the number of each data point, and its attributes beside the labels."""
     match value:
         case int() | float():
@@ -179,10 +184,27 @@ def _numbers(
             assert family.label is not None
             for key, count in value.values.items():
                 yield count, [_attribute(family.label, key)]
-        case Distribution():
+        case Distribution() | ExponentialDistribution():
             yield value, []
         case _:
             assert_never(value)
+
+
+def _fill(data_point: Any, value: AnyDistribution) -> None:
+    data_point.count = value.count
+    data_point.sum = value.sum
+    if isinstance(value, Distribution):
+        data_point.bucket_counts.extend(value.bucket_counts)
+        data_point.explicit_bounds.extend(value.bounds)
+        return
+    data_point.scale = value.scale
+    data_point.zero_count = value.zero_count
+    data_point.positive.offset = value.positive_offset
+    data_point.positive.bucket_counts.extend(value.positive_counts)
+    data_point.negative.offset = value.negative_offset
+    data_point.negative.bucket_counts.extend(value.negative_counts)
+    if value.min is not None and value.max is not None:
+        data_point.min, data_point.max = value.min, value.max
 
 
 # Most labels are common to all targets of a keeper.

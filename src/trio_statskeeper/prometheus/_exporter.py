@@ -28,10 +28,13 @@ from trio_statskeeper._self_metrics import (
 from trio_statskeeper._values import Gauge
 
 from ._basic_auth import BasicAuth, validate_users
+from ._exposition import Exposition
 from ._listeners import listen
+from ._negotiation import prefers_protobuf
 from ._page import Page
+from ._protobuf_format import ProtobufFormat
 from ._server import Scrape, Server
-from ._text_format import CONTENT_TYPE
+from ._text_format import TextFormat
 
 # Seconds for which a scrape waits until all exports that arrived are rendered.
 _RENDERING_TIMEOUT = 1.0
@@ -61,6 +64,13 @@ def _validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
     if not host:
         raise ValueError("host must be a string, or a sequence of strings, got none")
     return tuple(host)
+
+
+def _power_of_two(_: object, attribute: attrs.Attribute[Any], number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{attribute.name} must be an integer, got {quote(number)}")
+    if number < 1 or number & (number - 1):
+        raise ValueError(f"{attribute.name} must be 1, 2, 4 or 8, or so on, got {number}")
 
 
 def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) -> None:
@@ -112,6 +122,9 @@ class PrometheusExporter(Collector):
       statistics_of: keepers and probers whose own statistics are exported, too, as
         `statskeeper_…`.
       created: whether `…_created` samples say when each counter and histogram began.
+      buckets_per_power: classic buckets of an exponential distribution from one power of
+        two to the next: 1, 2, 4 or another power of two. Native histograms have buckets of
+        their own.
       ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
         certificate authorities, it can demand certificates of the clients.
       users: who may ask for anything, by Basic authentication: names, and hashes of their
@@ -139,6 +152,8 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
+    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=_ssl_context
     )
@@ -151,10 +166,26 @@ class PrometheusExporter(Collector):
 
     max_scrapes: int = attrs.field(default=5, kw_only=True, validator=integer(1))
 
+    _text: TextFormat = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: TextFormat(self.created, self.buckets_per_power), takes_self=True
+        ),
+    )
+
+    _protobuf: ProtobufFormat = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: ProtobufFormat(self.buckets_per_power), takes_self=True
+        ),
+    )
+
     _page: Page = attrs.field(
         init=False,
         repr=False,
-        default=attrs.Factory(lambda self: Page("probe_", self.created), takes_self=True),
+        default=attrs.Factory(lambda self: Page("probe_", self._text), takes_self=True),
     )
 
     _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
@@ -233,36 +264,39 @@ class PrometheusExporter(Collector):
         await trio.lowlevel.checkpoint()
 
     async def _scrape(self, step: Step, accept: str, names: frozenset[str]) -> Scrape:
-        """Return the text of a scrape."""
+        """Return a scrape in the format that `accept` asks for."""
+        exposition = self._protobuf if prefers_protobuf(accept) else self._text
         page = self._page
         page.use(trio.lowlevel.current_clock())
         with trio.move_on_after(_RENDERING_TIMEOUT):
             await page.render(step)
         await page.drop_stale(step)
         pages: tuple[Page, ...] = (page,)
-        for self_pages in self._self_pages():
+        for self_pages in self._self_pages(exposition):
             pages = page, *self_pages
             if step.is_half_over:  # the next page may take as long
                 await step.pause()
-        blocks = chain.from_iterable(page.text() for page in pages)
-        return Scrape(CONTENT_TYPE, blocks)
+        blocks = chain.from_iterable(page.scrape(exposition, names) for page in pages)
+        return Scrape(exposition.content_type, blocks)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a `prometheus_client` registry; from any thread."""
-        *_, self_pages = self._self_pages()
+        *_, self_pages = self._self_pages(self._text)
         for page in (self._page, *self_pages):
-            yield from page.metrics()
+            yield from page.metrics(
+                created=self.created, buckets_per_power=self.buckets_per_power
+            )
 
     def describe(self) -> list[Metric]:
         """Return nothing: metrics are not known before they are exported."""
         return []
 
-    def _self_pages(self) -> Iterator[tuple[Page, ...]]:
+    def _self_pages(self, exposition: Exposition) -> Iterator[tuple[Page, ...]]:
         """Fill the pages on keepers and probers, in short steps of the iterator."""
         # A keeper and its prober have the same labels, so they need separate pages.
-        keepers = Page(PREFIX, self.created, HELP)
-        probers = Page(PREFIX, self.created, HELP)
-        last_exports = Page(PREFIX, False, {_LAST_EXPORT: _LAST_EXPORT_HELP})
+        keepers = Page(PREFIX, exposition, HELP)
+        probers = Page(PREFIX, exposition, HELP)
+        last_exports = Page(PREFIX, exposition, {_LAST_EXPORT: _LAST_EXPORT_HELP})
         pages = keepers, probers, last_exports
         for observed in self.statistics_of:
             yield pages

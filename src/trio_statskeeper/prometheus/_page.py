@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import attrs
 import trio
 from prometheus_client.metrics_core import Metric
 
 from trio_statskeeper._arguments import quote
-from trio_statskeeper._conflating import Series, stale_at
+from trio_statskeeper._conflating import KeeperKey, Series, keeper_of, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._naming import Families, Family
 from trio_statskeeper._pacing import Step
 from trio_statskeeper._segments import SegmentedDict
-from trio_statskeeper._values import Map, Value
+from trio_statskeeper._values import Map
 
-from ._samples import created_samples, samples
-from ._text_format import block, heading, label_pairs, lines
-
-
-@attrs.define(eq=False)
-class _Keeper:
-    """The keeper of some exports, identified by their ptype and probe."""
-
-    timestamp: float = -math.inf
-    """The timestamp of its newest pass."""
-    arrived: float = -math.inf
-    """When its newest export arrived, in seconds of Trio's clock."""
-    arrived_at: float = 0.0
-    """The same instant in Unix seconds."""
-    _began: deque[float] = attrs.field(init=False, factory=partial(deque[float], maxlen=3))
-    """When the first exports of its newest passes arrived."""
-
-    def note_arrival(self, export: EventMetrics, now: float) -> None:
-        if export.timestamp > self.timestamp:
-            self.timestamp = export.timestamp
-            self._began.append(now)
-        self.arrived = now
-        self.arrived_at = time.time()
-
-    def has_skipped(self, arrived: float) -> bool:
-        """Return whether two passes were complete without a target that `arrived` then."""
-        return len(self._began) == 3 and arrived < self._began[0]
-
-
-@attrs.define(eq=False)
-class _Target:
-    """A target whose newest export was rendered."""
-
-    metrics: list[tuple[Family, Value]]
-    labels: dict[str, str]
-    """As Prometheus allows them."""
-    exported_labels: Mapping[str, str]
-    """As the export has them."""
-    start_timestamp: float
-    keeper: _Keeper
-    arrived: float
-    """When its export arrived, in seconds of Trio's clock."""
-    lifetime: float
-    """Seconds from the arrival until it is stale, unless passes take longer."""
-    stale_at: float
-    """When it becomes stale without a newer export, in seconds of Trio's clock."""
-
-    @property
-    def families(self) -> list[Family]:
-        return [family for family, _ in self.metrics]
+from ._cut import Cut, Keeper, Retired, Target
+from ._exposition import Exposition, Part
+from ._samples import classic, created_samples, samples
 
 
 @attrs.define(eq=False)
@@ -80,16 +31,11 @@ class Page:
     """
 
     _prefix: str
-    _created: bool
+    # That of the newest scrape, in which exports are rendered as they arrive. Scrapes in
+    # another render what they need.
+    _exposition: Exposition
     _help: Mapping[str, str] = attrs.field(factory=dict[str, str])
-    _targets: SegmentedDict[_Target] = attrs.field(
-        init=False, factory=SegmentedDict[_Target]
-    )
-    # By family, because the samples of a family must be adjacent, and by whether they are
-    # its `_created` samples, which are a family of their own in the text format.
-    _blocks: dict[tuple[Family, bool], SegmentedDict[bytes]] = attrs.field(
-        init=False, factory=dict[tuple[Family, bool], SegmentedDict[bytes]]
-    )
+    _targets: SegmentedDict[Target] = attrs.field(init=False, factory=SegmentedDict[Target])
     _families: Families = attrs.field(
         init=False,
         default=attrs.Factory(
@@ -97,16 +43,16 @@ class Page:
         ),
     )
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
-    # By the labels ptype and probe.
-    keepers: dict[tuple[str, str], _Keeper] = attrs.field(
-        init=False, factory=dict[tuple[str, str], _Keeper]
+    keepers: dict[KeeperKey, Keeper] = attrs.field(
+        init=False, factory=dict[KeeperKey, Keeper]
     )
     # The newest exports to be rendered, by their labels, and when they arrived.
     waiting: OrderedDict[Series, tuple[EventMetrics, float]] = attrs.field(
         init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
     )
+    _retired: Retired = attrs.field(init=False, factory=Retired)
     # The rest of a segment whose targets are being checked for staleness.
-    _unchecked: Iterator[tuple[Series, _Target]] = attrs.field(init=False, default=iter(()))
+    _unchecked: Iterator[tuple[Series, Target]] = attrs.field(init=False, default=iter(()))
     _segment: int = attrs.field(init=False, default=0)
 
     def use(self, clock: trio.abc.Clock) -> None:
@@ -114,7 +60,7 @@ class Page:
         if clock is not self._clock:
             self._clock = clock
             self._targets = SegmentedDict()
-            self._blocks = {}
+            self.keepers = {}
             self.waiting.clear()
             self._families = Families(self._prefix, self._help)
 
@@ -126,13 +72,15 @@ class Page:
     def put(self, export: EventMetrics) -> None:
         """Add an export to be rendered; its target's last one is shown until then."""
         now = self._now
-        self._keeper_of(export).note_arrival(export, now)
-        self.waiting[frozenset(export.labels.items())] = export, now
+        series = frozenset(export.labels.items())
+        keeper = self._keeper_of(export)
+        keeper.note_arrival(export, now, replaces=series in self.waiting)
+        self.waiting[series] = export, now
 
-    def _keeper_of(self, export: EventMetrics) -> _Keeper:
-        key = export.labels.get("ptype", ""), export.labels.get("probe", "")
+    def _keeper_of(self, export: EventMetrics) -> Keeper:
+        key = keeper_of(export)
         if key not in self.keepers:
-            self.keepers[key] = _Keeper()
+            self.keepers[key] = Keeper(self._retired, self._now)
         return self.keepers[key]
 
     async def render(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
@@ -144,49 +92,37 @@ class Page:
     def render_first(self) -> None:
         """Render the export that has waited longest; it replaces the target's last one."""
         _, (export, arrived) = self.waiting.popitem(last=False)
+        keeper = self._keeper_of(export)
+        self._render(export, arrived, keeper)
+        keeper.note_rendered(export, self._now)
+        self._drop_stale_amortized(arrived)
+        self._retired.free_some()
+
+    def _render(self, export: EventMetrics, arrived: float, keeper: Keeper) -> None:
         resolved = self._families.resolve(export, arrived)
-        labels = resolved.labels
-        target = _Target(
-            resolved.metrics,
-            labels,
+        target = Target(
+            keeper,
+            tuple(family for family, _ in resolved.metrics),
+            tuple(value for _, value in resolved.metrics),
+            resolved.labels,
             export.labels,
             export.start_timestamp,
-            self._keeper_of(export),
             arrived,
-            resolved.stale_at - arrived,
             resolved.stale_at,
+            self._exposition,
         )
-        series = _series(labels)
+        series = _series(resolved.labels)
         last = self._targets.get(series)
-        if last is not None:
-            if last.exported_labels != export.labels and last.stale_at > arrived:
+        if last is not None and last.exported_labels != export.labels:
+            if last.stale_at > arrived:
                 self._families.log_skipped(
                     f"labels {quote(dict(export.labels))}: in Prometheus, they equal "
                     f"{quote(dict(last.exported_labels))}"
                 )
                 return
-            if last.families != target.families:
-                self._drop(series)
-        pairs = label_pairs(labels)
+            self._drop(series)
         self._targets.set(series, target)
-        for family, value in resolved.metrics:
-            self._set_block(series, family, False, block(family, pairs, value))
-            if self._created and family.is_cumulative:
-                created = created_samples(value, export.start_timestamp)
-                self._set_block(series, family, True, lines(family, pairs, created))
-        self._drop_stale_amortized(arrived)
-
-    def _set_block(
-        self, series: Series, family: Family, created: bool, rendered: bytes
-    ) -> None:
-        key = family, created
-        if not rendered:  # a map may be empty
-            self._discard(series, family, created)
-        elif key in self._blocks:
-            self._blocks[key].set(series, rendered)
-        else:
-            self._blocks[key] = SegmentedDict()
-            self._blocks[key].set(series, rendered)
+        keeper.add(series, target)
 
     def _drop_stale_amortized(self, now: float) -> None:
         """Check two targets for each one that is rendered, in a cycle."""
@@ -206,11 +142,11 @@ class Page:
                 self._drop_if_stale(series, target, now)
                 await step.pause_if_over()
 
-    def _drop_if_stale(self, series: Series, target: _Target, now: float) -> None:
+    def _drop_if_stale(self, series: Series, target: Target, now: float) -> None:
         if self._is_stale(target, now) and self._targets.get(series) is target:
             self._drop(series)
 
-    def _is_stale(self, target: _Target, now: float) -> bool:
+    def _is_stale(self, target: Target, now: float) -> bool:
         if target.stale_at > now:
             return False
         keeper = target.keeper
@@ -230,56 +166,84 @@ class Page:
         return False
 
     def _drop(self, series: Series) -> None:
-        for family in self._targets.remove(series).families:
-            for created in False, True:
-                self._discard(series, family, created)
+        self._targets.remove(series).keeper.remove(series)
 
-    def _discard(self, series: Series, family: Family, created: bool) -> None:
-        blocks = self._blocks.get((family, created))
-        if blocks is not None and blocks.get(series) is not None:
-            blocks.remove(series)
-            if not blocks:
-                del self._blocks[family, created]
+    def scrape(
+        self, exposition: Exposition, names: AbstractSet[str]
+    ) -> Iterator[Sequence[bytes]]:
+        """Yield a scrape in short steps, as of the first step: one cut of each keeper.
 
-    def text(self) -> Iterator[Iterable[bytes]]:
-        """Yield the text of a scrape in short steps, as of the first step.
-
-        All metrics of a target are of the same export, whatever arrives meanwhile.
+        Args:
+          exposition: how it is rendered.
+          names: the samples to show, with all others of their families. Empty: all.
         """
+        self._exposition = exposition
         now = self._now
-        families = [
-            (key, blocks.snapshot())
-            for key, blocks in self._blocks.items()
-            if key[0].used_until > now  # a stale one may share its name with a newer one
-        ]
-        for key, segments in families:
-            yield [heading(*key)]
-            for segment in segments:
-                yield segment.values()
+        cuts: list[Cut] = []
+        for keeper in self.keepers.values():
+            keeper.update_cut(now)
+            cuts.append(keeper.cut)
+        return self._scrape(exposition, names, cuts, now)
 
-    def metrics(self) -> Iterable[Metric]:
+    def _scrape(
+        self, exposition: Exposition, names: AbstractSet[str], cuts: list[Cut], now: float
+    ) -> Iterator[Sequence[bytes]]:
+        parts: dict[Part, None] = {}
+        for families in [cut.families for cut in cuts]:
+            for family in families:
+                # A stale one may share its name with a newer one.
+                if family.used_until > now and (not names or names & family.sample_names):
+                    parts.update(dict.fromkeys(exposition.parts(family)))
+            yield ()
+        columns: list[dict[Part, list[bytes]]] = []
+        for some in self._columns(exposition, cuts):
+            if some is not None:
+                columns.append(some)
+            yield ()
+        for part in parts:
+            yield from exposition.join(part, deque(some.pop(part, []) for some in columns))
+
+    def _columns(
+        self, exposition: Exposition, cuts: list[Cut]
+    ) -> Iterator[dict[Part, list[bytes]] | None]:
+        try:
+            for cut in cuts:
+                yield from cut.columns(exposition)
+        finally:
+            # They may have been replaced meanwhile.
+            for cut in cuts:
+                self._retired.add(cut)
+            cuts.clear()
+
+    def metrics(self, *, created: bool, buckets_per_power: int) -> Iterable[Metric]:
         """Return the metrics for `prometheus_client`; can be called from any thread."""
         metrics: dict[Family, Metric] = {}
-        targets = self._targets.values()
         now = self._now
-        for target in targets:
-            if self._is_stale(target, now):
-                continue
-            for family, value in target.metrics:
-                found = samples(value)
-                if self._created and family.is_cumulative:
-                    found += created_samples(value, target.start_timestamp)
-                if isinstance(value, Map):
-                    # In OpenMetrics, the samples of each key are adjacent.
-                    found.sort(key=lambda sample: sample[1] or "")
-                for suffix, text, number in found:
-                    if family not in metrics:
-                        metrics[family] = Metric(family.name, family.help, family.kind)
-                    labels = target.labels
-                    if text is not None and family.label is not None:
-                        labels = {**labels, family.label: text}
-                    metrics[family].add_sample(family.name + suffix, labels, number)
+        for keeper in [*self.keepers.values()]:
+            for segment in keeper.cut.segments:
+                for target in segment.values():
+                    if not self._is_stale(target, now):
+                        _add_samples(metrics, target, created, buckets_per_power)
         return metrics.values()
+
+
+def _add_samples(
+    metrics: dict[Family, Metric], target: Target, created: bool, buckets_per_power: int
+) -> None:
+    for family, value in zip(target.families, target.values, strict=True):
+        found = samples(classic(family, value, buckets_per_power))
+        if created and family.is_cumulative:
+            found += created_samples(value, target.start_timestamp)
+        if isinstance(value, Map):
+            # In OpenMetrics, the samples of each key are adjacent.
+            found.sort(key=lambda sample: sample[1] or "")
+        for suffix, text, number in found:
+            if family not in metrics:
+                metrics[family] = Metric(family.name, family.help, family.kind)
+            labels = target.labels
+            if text is not None and family.label is not None:
+                labels = {**labels, family.label: text}
+            metrics[family].add_sample(family.name + suffix, labels, number)
 
 
 def _series(labels: Mapping[str, str]) -> Series:

@@ -5,38 +5,77 @@ https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import final
 
-from trio_statskeeper._naming import Family, Kind
-from trio_statskeeper._values import Distribution, Value
+import attrs
 
-from ._samples import Sample, samples
+from trio_statskeeper._distribution import Distribution
+from trio_statskeeper._naming import Family
+from trio_statskeeper._values import Value
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
-# What the names of a family's samples begin with, and the type, for each kind.
-_SUFFIX_AND_TYPE: dict[Kind, tuple[str, str]] = {
-    "counter": ("_total", "counter"),
-    "info": ("_info", "gauge"),
-    "gauge": ("", "gauge"),
-    "histogram": ("", "histogram"),
-}
+from ._exposition import SUFFIX_AND_TYPE, Part
+from ._samples import Classic, Sample, classic, created_samples, samples
 
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 
 
-def block(family: Family, labels: str, value: Value) -> bytes:
+@final
+@attrs.frozen(eq=False)  # so it hashes fast
+class TextFormat:
+    """The text format."""
+
+    created: bool
+    """Whether it has `_created` samples."""
+    buckets_per_power: int
+    """Buckets of an exponential distribution per power of two."""
+
+    content_type = b"text/plain; version=0.0.4; charset=utf-8"
+
+    def parts(self, family: Family) -> list[Part]:
+        if self.created and family.is_cumulative:
+            return [(family, False), (family, True)]
+        return [(family, False)]
+
+    def blocks(
+        self,
+        metrics: Iterable[tuple[Family, Value]],
+        labels: Mapping[str, str],
+        start_timestamp: float,
+    ) -> list[bytes]:
+        blocks: list[bytes] = []
+        pairs = _label_pairs(labels)
+        for family, value in metrics:
+            shown = classic(family, value, self.buckets_per_power)
+            blocks.append(_block(family, pairs, shown))
+            if self.created and family.is_cumulative:
+                created = created_samples(value, start_timestamp)
+                blocks.append(_lines(family, pairs, created))
+        return blocks
+
+    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+        heading = _heading(*part)
+        while columns:
+            column = columns.popleft()
+            if heading and any(column):  # a map may be empty
+                yield [heading]
+                heading = b""
+            yield column
+
+
+def _block(family: Family, labels: str, value: Classic) -> bytes:
     """Return the lines of a target's value.
 
     Args:
       family: the family of the value.
-      labels: the labels of the target, by `label_pairs`.
+      labels: the labels of the target, by `_label_pairs`.
       value: the value.
     """
     if not isinstance(value, Distribution):
-        return lines(family, labels, samples(value))
+        return _lines(family, labels, samples(value))
     between = _between_labels(family.name, value.bounds, bool(labels))
     counts = [*accumulate(value.bucket_counts)]
     text = labels.replace("%", "%%").join(between)
@@ -54,7 +93,7 @@ def _between_labels(name: str, bounds: tuple[float, ...], has_labels: bool) -> l
     return [a + b for a, b in zip(["", *ends], [*starts, ""], strict=True)]
 
 
-def lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes:
+def _lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes:
     """Return the lines of the samples of one value."""
     name = family.name
     further = f"{labels},{family.label}" if labels else family.label
@@ -67,15 +106,15 @@ def lines(family: Family, labels: str, samples_of_value: list[Sample]) -> bytes:
     return "".join(texts).encode()
 
 
-def heading(family: Family, created: bool) -> bytes:
+def _heading(family: Family, created: bool) -> bytes:
     """Return the lines that precede a family, or its `..._created` samples."""
-    suffix, kind = ("_created", "gauge") if created else _SUFFIX_AND_TYPE[family.kind]
+    suffix, kind = ("_created", "gauge") if created else SUFFIX_AND_TYPE[family.kind]
     name = family.name + suffix
     text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()
 
 
-def label_pairs(labels: Mapping[str, str]) -> str:
+def _label_pairs(labels: Mapping[str, str]) -> str:
     """Return labels as they stand between braces."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
 

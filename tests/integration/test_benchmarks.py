@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ROWS = ["1", "2", "3", "4", "5", "6", "7a", "7b", "8", "9", "17"]
+ROWS = ["1", "2", "3", "4", "5", "6", "7a", "7b", "8", "9", "17", "18"]
 
 pytest.importorskip("opentelemetry.sdk", reason="the benchmarks' peer")
 

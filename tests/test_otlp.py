@@ -1,4 +1,4 @@
-"""OTLPExporter: what it sends when, and what it makes of the collector's answers.
+"""OTLPExporter: what it sends and when, and how it handles the collector's answers.
 
 The collector is in the same process, on the mock clock; real HTTP is tested in
 tests/integration.
@@ -1234,10 +1234,10 @@ def test_certificates_are_checked_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setattr(httpx2, "create_ssl_context", lambda: usual)
     assert OTLPExporter("https://collector")._tls is usual
     assert OTLPExporter("https://collector", ssl_context=own)._tls is own
-    # It is not used; if it were, nobody would be trusted.
-    nobody = OTLPExporter(ENDPOINT)._tls
-    assert nobody.verify_mode is ssl.CERT_REQUIRED
-    assert not nobody.get_ca_certs()
+    # It is not used; if it were, no certificate would be trusted.
+    context = OTLPExporter(ENDPOINT)._tls
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert not context.get_ca_certs()
 
 
 # The page

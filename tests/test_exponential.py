@@ -376,6 +376,15 @@ def test_classic_buckets_may_be_finer():
     assert classic.bucket_counts == (0, 1, 1, 0, 1, 0)
 
 
+def test_classic_bounds_may_cover_more_than_was_observed():
+    classic = ExponentialDistribution.of([3, 5]).classic(covering=(0.5, 4))
+    assert classic == Distribution([0.5, 1, 2, 4, 8], [0, 0, 0, 1, 1, 0], 8)
+    nothing = ExponentialDistribution.of([]).classic(covering=(0.5, 2))
+    assert nothing == Distribution([0.5, 1, 2], [0, 0, 0, 0], 0)
+    signed = ExponentialDistribution.of([0, -1.5]).classic(2, covering=(1, 2))
+    assert signed.bounds == (-2, -(2**0.5), 0, 1, 2**0.5, 2)
+
+
 @pytest.mark.parametrize("number", [0, -1, 3, 6])
 def test_the_number_of_classic_buckets_is_a_power_of_two(number):
     with pytest.raises(ValueError, match=f"must be a power of two, got {number}"):

@@ -11,7 +11,7 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from trio_statskeeper.prometheus import PrometheusExporter, _connection, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _connection, _page, _server
 
 ROOT = "trio-statskeeper: metrics are at /metrics\n"
 
@@ -142,6 +142,21 @@ async def test_a_scrape_is_given_what_the_request_asks_for():
     ]
 
 
+async def test_a_bug_within_an_answer_cuts_it_off_and_is_logged(
+    autojump_clock, nursery, monkeypatch, caplog
+):
+    def scraped(*_):
+        yield [b"half"]
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(_page.Page, "scrape", scraped)
+    monkeypatch.setattr(_server, "_PIECE_SIZE", 1)
+    client = connect(nursery, server_of(PrometheusExporter()))
+    await client.send_all(request() + request("/"))
+    assert (await all_from(client)).endswith(b"\r\n4\r\nhalf\r\n")
+    assert "a bug" in caplog.text
+
+
 async def test_a_query_of_very_many_parameters_is_refused():
     assert await statuses(request("/metrics?" + "&".join(["a"] * 101))) == [400]
 
@@ -231,10 +246,10 @@ async def test_a_client_can_read_why_its_body_is_refused_while_it_sends(
         (b"GET /" + b"x" * 1_000_000, 431),
     ],
 )
-async def test_what_is_not_http_is_answered_and_the_connection_closed(  # noqa: PLR0913, PLR0917
-    autojump_clock, nursery, server, caplog, sent, status
+async def test_what_is_not_http_is_answered_and_the_connection_closed(
+    autojump_clock, nursery, caplog, sent, status
 ):
-    client = connect(nursery, server)
+    client = connect(nursery, server_of(PrometheusExporter()))
     await client.send_all(sent)
     received = await all_from(client)
     assert received.startswith(b"HTTP/1.1 %d " % status)
@@ -413,6 +428,7 @@ async def test_few_connections_beyond_the_limit_are_open_at_a_time_and_not_for_l
 async def test_a_request_of_a_connection_that_is_closed_for_another_is_not_answered(
     autojump_clock,
     nursery,
+    caplog,
 ):
     server = server_with(max_connections=1)
     first = connect(nursery, server)
@@ -422,6 +438,7 @@ async def test_a_request_of_a_connection_that_is_closed_for_another_is_not_answe
     assert await all_from(first) == b""
     second = connect(nursery, server)
     assert (await ask(second))[0] == 200
+    assert caplog.messages == []
 
 
 async def test_few_scrapes_are_answered_at_a_time(autojump_clock, nursery):

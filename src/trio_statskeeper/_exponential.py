@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import accumulate
 from typing import final
 
 import attrs
 
 from ._arguments import MAX_NUMBER, plain_finite, plain_number, quote
-from ._distribution import Distribution, validate_bucket_counts
+from ._distribution import (
+    Distribution,
+    unchecked_distribution,
+    validate_bucket_counts,
+)
 from ._exponential_buckets import (
     DEFAULT_MAX_BUCKETS,
     Exponential,
@@ -24,6 +29,7 @@ from ._exponential_buckets import (
 from ._exponential_mapping import (
     MAX_SCALE,
     MIN_SCALE,
+    bucket_index,
     bucket_start,
     highest_index,
     lowest_index,
@@ -255,18 +261,24 @@ class ExponentialDistribution(PlainValue):
         lowest, highest = _extremes(self, other)
         return _of_buckets(buckets, self.sum + other.sum, lowest, highest)
 
-    def classic(self, buckets_per_power: int = 1) -> Distribution:
+    def classic(
+        self, buckets_per_power: int = 1, *, covering: tuple[float, float] | None = None
+    ) -> Distribution:
         """Return a distribution of fewer buckets, whose bounds are powers of two, and 0.
 
-        It suits monitoring systems that know no exponential distributions: as samples
-        arrive, bounds may be added, but never move, as long as the scale is not negative.
+        It suits monitoring systems that know no exponential distributions. Counts are
+        exact, except that a negative sample that equals a bound falls one bucket higher. At
+        a negative scale, there are fewer buckets.
 
-        Counts are exact, except that a negative sample that equals a bound falls one bucket
-        higher. At a scale that is too coarse, there are fewer buckets.
+        Bounds begin and end where the samples do, so as more arrive, there may be more
+        bounds. Sums over several distributions need the same bounds in all of them: give
+        `covering`.
 
         Args:
           buckets_per_power: the number of buckets from one power of two to the next: 1, 2,
             4, 8 or another power of two.
+          covering: two powers of two. There are all bounds from the first to the second,
+            even where there are no samples.
 
         Raises:
           ValueError: if `buckets_per_power` is not a power of two.
@@ -278,26 +290,38 @@ class ExponentialDistribution(PlainValue):
         buckets = buckets_of(self)
         buckets.coarsen(max(0, self.scale - (buckets_per_power.bit_length() - 1)))
         scale, positive, negative = buckets.scale, buckets.positive, buckets.negative
-        # Each bound, and the count of the bucket that it ends.
-        pairs: list[tuple[float, int]] = []
+        if covering is not None:
+            first, last = (bucket_index(number, scale) for number in covering)
+            positive.add(first + 1, [0] * (last - first))
+        bounds: list[float] = []
+        counts: list[int] = []
         if negative.counts:
-            pairs.append((-bucket_start(negative.last + 1, scale), 0))
-            for place, count in reversed([*enumerate(negative.counts)]):
-                pairs.append((-bucket_start(negative.offset + place, scale), count))
+            ends = _ends(negative.offset, negative.last, scale)
+            bounds += [-end for end in reversed(ends)]
+            counts += 0, *reversed(negative.counts)
         if self.zero_count or not (positive.counts or negative.counts):
-            pairs.append((0.0, self.zero_count))
+            bounds.append(0.0)
+            counts.append(self.zero_count)
         if positive.counts:
-            pairs.append((bucket_start(positive.offset, scale), 0))
-            for index, count in enumerate(positive.counts, positive.offset + 1):
-                pairs.append((bucket_start(index, scale), count))
-        if pairs[0][0] == -math.inf:
-            del pairs[0]
-        unbounded = pairs.pop()[1] if pairs[-1][0] == math.inf else 0
-        bounds, counts = zip(*pairs, strict=True)
-        return Distribution(bounds, (*counts, unbounded), self.sum)
+            bounds += _ends(positive.offset, positive.last, scale)
+            counts += 0, *positive.counts
+        # The largest floats have no bound above them.
+        if bounds[0] == -math.inf:
+            del bounds[0], counts[0]
+        if bounds[-1] == math.inf:
+            del bounds[-1]
+        else:
+            counts.append(0)
+        return unchecked_distribution(tuple(bounds), tuple(counts), self.sum)
 
     def __str__(self) -> str:
         return str(self.classic())
+
+
+@lru_cache(maxsize=1_000)
+def _ends(first: int, last: int, scale: int) -> tuple[float, ...]:
+    """Return where each of these buckets begins, and where the last one ends."""
+    return tuple(bucket_start(index, scale) for index in range(first, last + 2))
 
 
 def _trimmed(

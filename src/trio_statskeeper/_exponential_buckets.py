@@ -89,12 +89,13 @@ class Range:
 
     def coarsen(self, halvings: int) -> None:
         """Merge buckets, as at a scale that is lower by `halvings`."""
-        first = self.offset >> halvings
-        counts = [0] * len(self.counts)
-        for index, count in enumerate(self.counts, self.offset):
-            counts[(index >> halvings) - first] += count
-        used = (self.last >> halvings) - first + 1
-        self.offset, self.counts = first, counts[:used]
+        merged = 1 << halvings
+        start = -(self.offset % merged)
+        self.counts = [
+            sum(self.counts[max(0, place) : place + merged])
+            for place in range(start, len(self.counts), merged)
+        ]
+        self.offset >>= halvings
 
 
 @attrs.define

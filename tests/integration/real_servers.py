@@ -275,6 +275,9 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
+    Further options are those of a `scrape_config`. At the same interval, it evaluates the
+    rules in rules/ of its folder.
+
     It takes remote writes at /api/v1/write, too.
 
     The first scrape comes about five seconds after the start, however short the interval.
@@ -287,16 +290,25 @@ class Prometheus(Server):
         targets: Iterable[str],
         scrape_interval: str,
         features: str = "",
+        **options: Any,
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
         self._features = features
-        scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
+        scrape = {
+            "job_name": "tests",
+            "static_configs": [{"targets": list(targets)}],
+            **options,
+        }
         # JSON is YAML, too.
         config = {
-            "global": {"scrape_interval": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "evaluation_interval": scrape_interval,
+            },
             "scrape_configs": [scrape],
+            "rule_files": [str(folder / "rules/*.yml")],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
 
@@ -521,6 +533,13 @@ class VictoriaMetrics(Server):
             lambda found: len(found) >= count,
             timeout=10,
         )
+
+    def query(self, expr: str) -> list[Sample]:
+        """Return what an instant query for a vector finds now."""
+        status, body = get(self.port, f"/api/v1/query?{urlencode({'query': expr})}")
+        assert status == 200, body
+        found = json.loads(body)["data"]["result"]
+        return [Sample(one["metric"], float(one["value"][1])) for one in found]
 
     def _newest(self, selector: str) -> list[Sample]:
         # What was received just before is found only after this.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import formatdate
-from typing import TypeAlias, cast
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
@@ -33,6 +33,11 @@ _UNREAD_TIMEOUT = 10.0
 _LINGER_TIMEOUT = 1.0
 
 Header: TypeAlias = tuple[bytes, bytes]
+
+# Either kind can be closed in one direction.
+Stream: TypeAlias = (
+    trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]
+)
 
 _PLAIN_TEXT: Header = (b"Content-Type", b"text/plain; charset=utf-8")
 CLOSE: Header = (b"Connection", b"close")
@@ -69,7 +74,7 @@ class Request:
 class Connection:
     """The connection of a client."""
 
-    _stream: trio.abc.Stream
+    _stream: Stream
     _http: h11.Connection = attrs.field(
         init=False,
         factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD),
@@ -195,12 +200,10 @@ class Connection:
         ):
             stream = self._stream
             if isinstance(stream, trio.SSLStream):
-                encrypted = cast("trio.SSLStream[trio.abc.Stream]", stream)
-                stream = encrypted.transport_stream
+                encrypted, stream = stream, stream.transport_stream
                 with suppress(trio.BrokenResourceError):  # the client is still sending
                     await encrypted.unwrap()
-            if isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
+            await stream.send_eof()
             while await stream.receive_some():
                 pass
 

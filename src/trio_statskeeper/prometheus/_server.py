@@ -18,8 +18,9 @@ from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
 from ._basic_auth import BasicAuth
-from ._body import Blocks, compressed, joined, prefers_gzip
+from ._body import Blocks, compressed, joined
 from ._connection import CLOSE, Connection, ConnectionLost, Header, Request
+from ._negotiation import prefers_gzip
 
 # Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
 # of the scheduler, which are rare in a busy loop.
@@ -124,17 +125,22 @@ class Server:
             await self._answered.park()
 
     @trio.lowlevel.enable_ki_protection
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:  # noqa: ASYNC910
+    async def serve_stream(  # noqa: ASYNC910  # losing a connection takes a checkpoint
+        self, stream: trio.abc.HalfCloseableStream
+    ) -> None:
         """Answer the requests of one connection; what fails here ends no other."""
         if isinstance(stream, trio.SocketStream):
-            # By Trio's default, the system takes data only while 16 KiB are not sent yet,
-            # so a piece would take many turns.
-            with suppress(OSError, AttributeError):  # other systems have no such option
+            # Trio lets the system hold only 16 KiB that are not sent yet. To refill them
+            # would take many turns of the scheduler.
+            with suppress(OSError, AttributeError):  # some systems have no such option
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
-        if self._ssl_context is not None:
-            stream = trio.SSLStream(stream, self._ssl_context, server_side=True)
-        connection = Connection(stream)
-        with trio.CancelScope() as scope:  # noqa: ASYNC912  # losing it takes some
+        if self._ssl_context is None:
+            connection = Connection(stream)
+        else:
+            connection = Connection(
+                trio.SSLStream(stream, self._ssl_context, server_side=True)
+            )
+        with trio.CancelScope() as scope:  # noqa: ASYNC912
             try:
                 if self._make_room():
                     await self._serve(connection, scope)
@@ -265,7 +271,7 @@ class _ProtectedNursery:
     """Starts tasks for `trio.serve_listeners`, whose own tasks are not protected.
 
     A Ctrl-C within `Nursery.start_soon` leaves half a task behind: the nursery would wait
-    for it without end.
+    for it without end. Within the task, as it closes its stream, it corrupts Trio's state.
     """
 
     nursery: trio.Nursery
@@ -274,4 +280,8 @@ class _ProtectedNursery:
     def start_soon(
         self, function: Callable[[*_Args], Awaitable[object]], *args: *_Args
     ) -> None:
-        self.nursery.start_soon(function, *args)
+        @trio.lowlevel.enable_ki_protection
+        async def run() -> None:
+            await function(*args)
+
+        self.nursery.start_soon(run, name=function)

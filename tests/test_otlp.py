@@ -1262,6 +1262,10 @@ def test_the_program_in_the_page_on_opentelemetry_runs_and_is_short(collector, m
     clock = MockClock(autojump_threshold=0)
     monkeypatch.setattr(trio, "run", lambda main: run(for_a_while, main, clock=clock))
     exec(compile(program, page, "exec"), {"__name__": "__main__"})
-    statistics, totals = collector.received
-    assert totals.totals.keys() == {"localhost:80", "localhost:443"}
-    assert statistics.values("statskeeper_results_accepted", "probe")["example"] > 0
+    # On a slow machine, the two targets may come in two requests.
+    totals, accepted = {}, {}
+    for received in collector.received:
+        totals |= received.totals
+        accepted |= received.values("statskeeper_results_accepted", "probe")
+    assert totals.keys() == {"localhost:80", "localhost:443"}
+    assert accepted["example"] > 0

@@ -1,4 +1,4 @@
-"""The benchmarks run, check the totals, and tell what got worse. No figure is asserted."""
+"""The benchmarks run, check totals, and report what got worse. No figure is asserted."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 # The text of a scrape: each iterable of blocks is prepared in a short step.
 Blocks: TypeAlias = Iterator[Iterable[bytes]]
 
-# Bytes that are compressed at once, in one or two tenths of a millisecond.
-_COMPRESSED_AT_ONCE = 2**16
+# Bytes that are compressed at once, in about a tenth of a millisecond.
+_COMPRESSED_AT_ONCE = 2**15
 
 # The fastest level makes a page less than a tenth as long; the next ones take up to four
 # times as long to save another sixth.

@@ -1,4 +1,4 @@
-"""Press Ctrl-C at every line of something, at another one from play to play."""
+"""Press Ctrl-C at every line of a play: at another line each time."""
 
 from __future__ import annotations
 

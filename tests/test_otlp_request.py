@@ -1,4 +1,4 @@
-"""Requests of OTLP: what metrics are in its terms."""
+"""OTLP requests: how metrics are encoded."""
 
 from __future__ import annotations
 

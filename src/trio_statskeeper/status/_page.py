@@ -1,0 +1,141 @@
+"""The status page: an output that answers requests with what it has received."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import final
+from urllib.parse import parse_qs
+
+import attrs
+import trio
+
+from trio_statskeeper._arguments import integer
+from trio_statskeeper._conflating import ConflatingQueue
+from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._pacing import Step
+
+from ._board import Board, Cut
+from ._detail import detail, missing
+from ._document import HTML, JSON, JSON_PATH, PATH, Answer, Body
+from ._json import detail_json, missing_json, overview_json
+from ._overview import View, overview
+from ._selection import containing, identified, limit, select
+
+# Seconds between two loads of a page: that of the exports, within these bounds.
+_MIN_REFRESH = 5
+_MAX_REFRESH = 60
+
+# Parameters of a query; parsing as many takes a tenth of a millisecond.
+_MAX_PARAMETERS = 100
+
+
+@final
+@attrs.frozen(eq=False)
+class StatusPage:
+    """Show the state of each target, and its recent history, as a page for browsers.
+
+    Args:
+      history: how many export intervals are kept of each target. Each takes 13 bytes.
+
+    Raises:
+      TypeError: if `history` is not an integer.
+      ValueError: if `history` is not >= 1.
+    """
+
+    history: int = attrs.field(default=360, kw_only=True, validator=integer(1))
+
+    _board: Board = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: Board(self.history), takes_self=True),
+    )
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self,
+        exports: trio.MemoryReceiveChannel[EventMetrics],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Receive exports until `exports` ends.
+
+        Several runs can be active at once.
+
+        Args:
+          exports: what a keeper sends. Closed on return.
+          task_status: for `nursery.start`.
+        """
+        board, queue = self._board, ConflatingQueue()
+        board.use(trio.lowlevel.current_clock())
+        task_status.started()
+        with exports, suppress(trio.EndOfChannel):
+            while True:
+                if queue:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    queue.put(await exports.receive())
+                step = Step()
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while not step.is_half_over:
+                        queue.put(exports.receive_nowait())
+                while queue:
+                    for export in queue.first(1):
+                        board.add(export)
+                        queue.done([export])
+                    if step.is_over:
+                        break
+        await trio.lowlevel.checkpoint()
+
+    async def answer(self, step: Step, path: str, query: str) -> Answer | None:  # noqa: ASYNC910  # short work has no checkpoint
+        """Return the answer to a request; None if the path is not one of the page's.
+
+        Args:
+          step: the step of work in which this is called.
+          path: the path of the request.
+          query: its query.
+
+        Raises:
+          ValueError: if the query has too many parameters.
+        """
+        if path not in {PATH, JSON_PATH}:
+            return None
+        parameters = parse_qs(query, errors="replace", max_num_fields=_MAX_PARAMETERS)
+        ask = {name: values[-1] for name, values in parameters.items()}
+        cuts, now = self._board.cuts(), trio.current_time()
+        view = View(
+            ask.get("filter", ""), ask.get("refresh") != "off", _refresh(cuts), bool(cuts)
+        )
+        is_json, target = path == JSON_PATH, ask.get("target")
+        if target is None:
+            match = containing(view.text)
+        else:
+            match = identified(target, ask.get("probe"), ask.get("ptype"))
+        selection = await select(step, cuts, match, now, int if is_json else limit)
+        status, body = 200, overview(selection, self.history, view, now)
+        if target is not None and not selection.shown:
+            status, body = 404, missing_json() if is_json else missing()
+        elif target is not None and selection.shown == 1:
+            [row] = selection.groups[0].rows
+            page = detail_json(row) if is_json else detail(row, self.history, view, now)
+            body = page
+        elif is_json:
+            body = overview_json(selection, now)
+        headers = JSON if is_json else HTML
+        if view.refreshes and not is_json:
+            headers = (*headers, (b"Refresh", b"%d" % view.refresh))
+        return Answer(status, headers, self._retiring(cuts, body))
+
+    def _retiring(self, cuts: Iterable[Cut], body: Body) -> Body:
+        try:
+            yield from body
+        finally:
+            # They may have been replaced meanwhile.
+            for cut in cuts:
+                self._board.retired.add(cut.segments)
+
+
+def _refresh(cuts: Iterable[Cut]) -> int:
+    shortest = min((cut.export_interval for cut in cuts), default=_MIN_REFRESH)
+    return math.ceil(min(max(shortest, _MIN_REFRESH), _MAX_REFRESH))

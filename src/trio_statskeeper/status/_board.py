@@ -145,6 +145,11 @@ class Keeper:
             self._show(self._last_number, interval, now)
         self._drop_some()
 
+    def end_pass(self, interval: float, now: float) -> None:
+        """Show the newest pass, which has ended, unless it is shown already."""
+        if self.cut is None or self.cut.number < self._number:
+            self._show(self._number, interval, now)
+
     def _show(self, number: int, interval: float, now: float) -> None:
         self.retire()
         self._shown_at = now
@@ -214,6 +219,16 @@ class Board:
         self._targets += len(keeper) - before
         self._drop_one(now)
         self.retired.free_some()
+
+    def end_pass(self, export: EventMetrics) -> None:
+        """Show the newest pass, of which this is the last export.
+
+        Of passes that took each other's places in a queue, no export that was added ends
+        one: this is for when the queue has been emptied.
+        """
+        _, key, now, _ = arrival_of(export)
+        if key in self._keepers:
+            self._keepers[key].end_pass(export.export_interval, now)
 
     def _drop_one(self, now: float) -> None:
         """Check a keeper, in a cycle; drop one that has not exported for long."""

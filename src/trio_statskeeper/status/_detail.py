@@ -8,8 +8,16 @@ from ._document import END, JSON_PATH, PATH, Body, badge, begin
 from ._history import OUTCOMES, Window
 from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
-from ._overview import NAMES, View, pass_of, refresh_link, since
-from ._plots import line, strip
+from ._overview import (
+    NAMES,
+    View,
+    latency_legend,
+    pass_of,
+    refresh_link,
+    since,
+    success_legend,
+)
+from ._plots import area, line, strip
 from ._selection import Row
 from ._state import TargetState
 
@@ -37,7 +45,7 @@ def detail(row: Row, length: int, view: View, now: float) -> Body:
     parameters = {"filter": "", "target": target.target_id}
     yield [
         (
-            f'<header><nav><a href="{view.address(filter="")}">Status</a></nav>'
+            f'<header><nav><a href="{view.address(filter="")}">← All targets</a></nav>'
             f"<h1>{isolated(name)}</h1>"
             f'<p class="now">{badge(row.state, NAMES[row.state])} '
             f"for {duration(cut.time(now) - since(row))}, since {utc(since(row))}</p>"
@@ -75,21 +83,27 @@ def missing() -> Body:
 def _facts(target: TargetState) -> str:
     interval, totals = target.interval, target.totals
     facts = {
-        "Success": share(interval.point.success),
-        "p50": seconds(interval.point.p50),
-        "p99": seconds(interval.point.p99),
-        "Runs": f"{interval.total:,}",
-        "Runs in all": f"{totals.total:,}",
-        "Failed in all": f"{totals.total - totals.success:,}",
-        "Inconclusive in all": f"{totals.inconclusive:,}",
+        "Success now": share(interval.point.success),
+        "p50 now": seconds(interval.point.p50),
+        "p99 now": seconds(interval.point.p99),
+        "Runs now": f"{interval.total:,}",
+        "Runs in total": f"{totals.total:,}",
+        "Failed in total": f"{totals.total - totals.success:,}",
+        "Inconclusive in total": f"{totals.inconclusive:,}",
     }
-    items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items())
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items()
+    )
     return f'<dl class="facts">{items}</dl>'
 
 
 def _success(window: Window, resets: Iterable[int], span: float) -> str:
     width = len(window.outcomes) * _STEP
-    runs = [outcome for outcome in window.outcomes if OUTCOMES[outcome] not in {"missing", "idle"}]
+    runs = [
+        outcome
+        for outcome in window.outcomes
+        if OUTCOMES[outcome] not in {"missing", "idle"}
+    ]
     bad = sum(OUTCOMES[outcome] in {"down", "degraded"} for outcome in runs)
     label = f"Failures in {bad} of {len(runs)} intervals with runs"
     return (
@@ -97,7 +111,7 @@ def _success(window: Window, resets: Iterable[int], span: float) -> str:
         f'<div class="plot"><svg class="strip" viewBox="0 0 {width} {_STRIP_HEIGHT}" '
         f'preserveAspectRatio="none" role="img" aria-label="{label}">'
         f"{strip(window.outcomes, _STEP, _STRIP_HEIGHT)}{_reset_lines(resets, _STRIP_HEIGHT)}"
-        f"</svg>{_times(span)}</div>{_legend()}</section>"
+        f"</svg>{_times(span)}</div>{success_legend()}</section>"
     )
 
 
@@ -114,13 +128,10 @@ def _latency(window: Window, resets: Iterable[int], span: float) -> str:
         f'<svg class="lines" viewBox="0 0 {width} {_LINE_HEIGHT}" '
         f'preserveAspectRatio="none" role="img" aria-label="{label}">'
         f'<path class="grid" d="M0 1h{width}M0 {middle}h{width}M0 {_LINE_HEIGHT - 1}h{width}"/>'
-        f'<path class="p99" d="{line(window.p99, _STEP, _LINE_HEIGHT, top)}"/>'
+        f'<path class="p99" d="{area(window.p99, _STEP, _LINE_HEIGHT, top)}"/>'
         f'<path class="p50" d="{line(window.p50, _STEP, _LINE_HEIGHT, top)}"/>'
         f"{_reset_lines(resets, _LINE_HEIGHT)}</svg>{_times(span)}</div>"
-        '<ul class="legend"><li><svg class="key lines" viewBox="0 0 16 10" '
-        'aria-hidden="true"><path class="p50" d="M0 5h16"/></svg>p50</li>'
-        '<li><svg class="key lines" viewBox="0 0 16 10" aria-hidden="true">'
-        '<path class="p99" d="M0 5h16"/></svg>p99</li></ul></section>'
+        f"{latency_legend()}</section>"
     )
 
 
@@ -136,28 +147,13 @@ def _times(span: float) -> str:
     )
 
 
-def _legend() -> str:
-    items = "".join(
-        f'<li><svg class="key strip" viewBox="0 0 10 10" aria-hidden="true">'
-        f"{strip([outcome], 10, 10)}</svg>{text}</li>"
-        for outcome, text in (
-            (OUTCOMES.index("up"), "all runs succeeded"),
-            (OUTCOMES.index("degraded"), "some failed"),
-            (OUTCOMES.index("down"), "all failed"),
-            (OUTCOMES.index("inconclusive"), "inconclusive"),
-            (OUTCOMES.index("idle"), "no run ended"),
-        )
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
 def _errors(errors: Sequence[ErrorCount]) -> Body:
     if not errors:
         return
     yield [
         b'<section><h2>Errors</h2><table class="plain"><thead><tr><th scope="col">Kind</th>'
-        b'<th scope="col" class="number">Last interval</th>'
-        b'<th scope="col" class="number">In all</th></tr></thead><tbody>'
+        b'<th scope="col" class="number">Now</th>'
+        b'<th scope="col" class="number">In total</th></tr></thead><tbody>'
     ]
     for error in errors:
         yield [b'<tr><th scope="row">']

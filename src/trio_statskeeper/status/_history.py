@@ -49,6 +49,9 @@ class Point:
     p99: float = NONE
 
 
+_MISSING = Point(MISSING)
+
+
 @attrs.frozen(eq=False)
 class Window:
     """The newest intervals until some pass, the oldest first."""
@@ -74,17 +77,18 @@ class History:
     _length: int
     _slots: int = attrs.field(init=False)
     # The first pass that was added, and the pass after the last.
-    _first: int | None = attrs.field(init=False, default=None)
-    _end: int = attrs.field(init=False, default=0)
+    _first: int = attrs.field(init=False)
+    _end: int = attrs.field(init=False)
     _outcomes: bytearray = attrs.field(init=False)
     _success: _Floats = attrs.field(init=False)
     _p50: _Floats = attrs.field(init=False)
     _p99: _Floats = attrs.field(init=False)
     bad_intervals: int = attrs.field(init=False, default=0)
-    """In how many of the intervals runs failed."""
+    """In how many of the newest intervals runs failed."""
 
     def __attrs_post_init__(self) -> None:
         self._slots = self._length + _SPARE_SLOTS
+        self._first = self._end = -self._length
         self._outcomes = bytearray(self._slots)
         self._success = _nothing(self._slots)
         self._p50 = _nothing(self._slots)
@@ -94,21 +98,25 @@ class History:
         """Add the interval that ends with a pass; those that were left out are missing.
 
         Args:
-          number: the number of the pass; not less than any before.
+          number: the number of the pass, >= 0; not less than any before.
           point: the interval. It replaces one of the same pass.
         """
-        if self._first is None:
+        if number - self._end >= self._length:
+            # Nothing that was known before is shown any more.
             self._first = self._end = number
-        for missing in range(max(self._end, number - self._slots + 1), number):
-            self._set(missing, Point(MISSING))
+            self.bad_intervals = 0
+        for missing in range(self._end, number):
+            self._set(missing, _MISSING)
         self._set(number, point)
         self._end = number + 1
 
     def _set(self, number: int, point: Point) -> None:
         slot = number % self._slots
-        self.bad_intervals += (point.outcome >= DEGRADED) - (
-            self._outcomes[slot] >= DEGRADED
-        )
+        # It replaces another interval, or the oldest one is no longer shown.
+        replaced = number if number < self._end else number - self._length
+        if replaced >= self._first:
+            self.bad_intervals -= self._outcomes[replaced % self._slots] >= DEGRADED
+        self.bad_intervals += point.outcome >= DEGRADED
         self._outcomes[slot] = point.outcome
         self._success[slot] = point.success
         self._p50[slot] = _stored(point.p50)
@@ -120,8 +128,7 @@ class History:
         What has come since is left out, and so is what is no longer known.
         """
         oldest = until - self._length + 1
-        first = until + 1 if self._first is None else self._first
-        begin = min(max(oldest, first, self._end - self._slots), until + 1)
+        begin = min(max(oldest, self._first, self._end - self._slots), until + 1)
         end = max(min(last, until) + 1, begin)
         before, after = begin - oldest, until + 1 - end
         return Window(

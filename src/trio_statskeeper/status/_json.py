@@ -18,7 +18,6 @@ from ._state import STATES
 _VERSION = 1
 
 
-
 def overview_json(selection: Selection, now: float) -> Body:
     """Yield the targets that were selected, the worst first, in short steps.
 

@@ -53,7 +53,11 @@ def seconds(number: float) -> str:
     elif number >= 0.001:
         factor, unit = 1e3, "ms"
     digits = f"{number * factor:.3g}"
-    return f"{float(digits):.0f} {unit}" if number < 1e6 and "e" in digits else f"{digits} {unit}"
+    return (
+        f"{float(digits):.0f} {unit}"
+        if number < 1e6 and "e" in digits
+        else f"{digits} {unit}"
+    )
 
 
 def share(number: float) -> str:

@@ -10,10 +10,10 @@ import attrs
 
 from ._board import Cut
 from ._document import END, JSON_PATH, PATH, Body, badge, begin
-from ._history import NONE
+from ._history import NONE, OUTCOMES
 from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
-from ._plots import COLUMNS, columns, line, strip
+from ._plots import COLUMNS, area, columns, gaps, line, strip
 from ._selection import Group, Row, Selection
 from ._state import STATES
 
@@ -22,6 +22,11 @@ _STEP = 3
 _WIDTH = COLUMNS * _STEP
 _STRIP_HEIGHT = 20
 _LINE_HEIGHT = 24
+
+_GAPS = (
+    f'<svg class="symbols" aria-hidden="true"><symbol id="gaps" '
+    f'viewBox="0 0 {_WIDTH} {_STRIP_HEIGHT}">{gaps(_STEP, _STRIP_HEIGHT)}</symbol></svg>'
+)
 
 # Errors that are shown with a target's name.
 _ERRORS = 2
@@ -86,10 +91,10 @@ def _top(selection: Selection, view: View) -> str:
     )
     title = f"{bad} – status" if bad else "Status"
     return (
-        f"{begin(title).decode()}<header><h1>Status</h1>{_counts(counts, view)}"
+        f"{begin(title).decode()}{_GAPS}<header><h1>Status</h1>{_counts(counts, view)}"
         f'<form action="{PATH}" role="search">'
         f'<label for="filter">Filter</label><input id="filter" type="search" name="filter" '
-        f'value="{escaped(view.text, 10**5)}" autocomplete="off" spellcheck="false">'
+        f'value="{escaped(view.text, 10**5)}" autocomplete="off" placeholder="name, label, error or state" spellcheck="false">'
         f"{'' if view.refreshes else '<input type=hidden name=refresh value=off>'}"
         f"<button>Filter</button></form>{refresh_link(view)}</header><main>"
     )
@@ -109,7 +114,7 @@ def refresh_link(view: View, **parameters: str) -> str:
     """Return what says when the page is loaded again, and a link to change that."""
     if view.refreshes:
         href = view.address(refresh="off", **parameters)
-        return f'<p class="refresh">Every {view.refresh} s <a href="{href}">Pause</a></p>'
+        return f'<p class="refresh">Refreshes every {view.refresh} s <a href="{href}">Pause</a></p>'
     href = view.address(refresh="", **parameters)
     return f'<p class="refresh">Paused <a href="{href}">Refresh</a></p>'
 
@@ -153,7 +158,7 @@ def _row(row: Row, slices: Sequence[slice], length: int, view: View, now: float)
         f"{isolated(target.name)}</a>{_errors(target.errors)}</th>"
         f'<td class="wide"><svg class="strip" viewBox="0 0 {_WIDTH} {_STRIP_HEIGHT}" '
         f'role="img" aria-label="failures in {target.bad_intervals} of {length} intervals">'
-        f"{strip(outcomes, _STEP, _STRIP_HEIGHT)}</svg></td>"
+        f'{strip(outcomes, _STEP, _STRIP_HEIGHT)}<use href="#gaps"/></svg></td>'
         f'<td class="number success">{share(point.success)}</td>'
         f'<td class="wide">{_lines(window.p50, window.p99, slices)}</td>'
         f'<td class="number p50">{seconds(point.p50)}</td>'
@@ -186,7 +191,7 @@ def _lines(p50: Sequence[float], p99: Sequence[float], slices: Sequence[slice]) 
     medians = [max(p50[each]) for each in slices]
     return (
         f'<svg class="lines" viewBox="0 0 {_WIDTH} {_LINE_HEIGHT}" aria-hidden="true">'
-        f'<path class="p99" d="{line(highest, _STEP, _LINE_HEIGHT, top)}"/>'
+        f'<path class="p99" d="{area(highest, _STEP, _LINE_HEIGHT, top)}"/>'
         f'<path class="p50" d="{line(medians, _STEP, _LINE_HEIGHT, top)}"/></svg>'
     )
 
@@ -209,4 +214,38 @@ def _bottom(selection: Selection, view: View) -> str:
         notes.append(f"There is no room for {selection.not_kept:,} further targets.")
     json = view.address(JSON_PATH, refresh="")
     texts = "".join(f'<p class="note">{note}</p>' for note in notes)
-    return f'{texts}</main><footer><a href="{json}">JSON</a></footer>'
+    legend = success_legend() + latency_legend() if selection.shown else ""
+    return f'{texts}</main><footer>{legend}<a href="{json}">JSON</a></footer>'
+
+
+def success_legend() -> str:
+    """Return what the bars mean."""
+    return _legend(
+        (strip([OUTCOMES.index(outcome)], 10, 10), "strip", text)
+        for outcome, text in (
+            ("up", "all runs succeeded"),
+            ("degraded", "some failed"),
+            ("down", "all failed"),
+            ("inconclusive", "inconclusive"),
+            ("idle", "no run ended"),
+        )
+    )
+
+
+def latency_legend() -> str:
+    """Return what the lines mean."""
+    return _legend(
+        (
+            ('<path class="p50" d="M0 5h10"/>', "lines", "p50"),
+            ('<path class="p99" d="M0 1h10v9h-10z"/>', "lines", "p99"),
+        )
+    )
+
+
+def _legend(items: Iterable[tuple[str, str, str]]) -> str:
+    parts = "".join(
+        f'<li><svg class="key {kind}" viewBox="0 0 10 10" aria-hidden="true">{shape}</svg>'
+        f"{text}</li>"
+        for shape, kind, text in items
+    )
+    return f'<ul class="legend">{parts}</ul>'

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from trio_statskeeper._arguments import integer
-from trio_statskeeper._conflating import ConflatingQueue
+from trio_statskeeper._conflating import ConflatingQueue, KeeperKey, keeper_of
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._pacing import Step
 
@@ -29,6 +29,34 @@ _MAX_REFRESH = 60
 
 # Parameters of a query; parsing as many takes a tenth of a millisecond.
 _MAX_PARAMETERS = 100
+
+
+@attrs.define(eq=False)
+class _Queue:
+    """What has arrived, but is not on the board: exports arrive faster than they are added."""
+
+    _board: Board
+    waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
+    # The newest export of each keeper since the queue was empty.
+    _newest: dict[KeeperKey, EventMetrics] = attrs.field(
+        init=False, factory=dict[KeeperKey, EventMetrics]
+    )
+
+    def put(self, export: EventMetrics) -> None:
+        self._newest[keeper_of(export)] = export
+        self.waiting.put(export)
+
+    def take_first(self) -> None:
+        """Add the export that has waited longest to the board, unless it is stale."""
+        exports = self.waiting.first(1)
+        for export in exports:
+            self._board.add(export)
+        self.waiting.done(exports)
+        if not self.waiting:
+            for export in self._newest.values():
+                if export.ends_pass:
+                    self._board.end_pass(export)
+            self._newest.clear()
 
 
 @final
@@ -67,12 +95,12 @@ class StatusPage:
           exports: what a keeper sends. Closed on return.
           task_status: for `nursery.start`.
         """
-        board, queue = self._board, ConflatingQueue()
-        board.use(trio.lowlevel.current_clock())
+        self._board.use(trio.lowlevel.current_clock())
         task_status.started()
+        queue = _Queue(self._board)
         with exports, suppress(trio.EndOfChannel):
             while True:
-                if queue:
+                if queue.waiting:
                     await trio.lowlevel.checkpoint()
                 else:
                     queue.put(await exports.receive())
@@ -80,10 +108,8 @@ class StatusPage:
                 with suppress(trio.WouldBlock, trio.EndOfChannel):
                     while not step.is_half_over:
                         queue.put(exports.receive_nowait())
-                while queue:
-                    for export in queue.first(1):
-                        board.add(export)
-                        queue.done([export])
+                while queue.waiting:
+                    queue.take_first()
                     if step.is_over:
                         break
         await trio.lowlevel.checkpoint()

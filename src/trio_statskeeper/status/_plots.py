@@ -16,7 +16,13 @@ COLUMNS = 60
 
 # The top and the bottom of the bar of each outcome, in percent of the height, from the top:
 # colour is not the only difference.
-_BARS = {IDLE: (88, 100), UP: (65, 100), INCONCLUSIVE: (20, 45), DEGRADED: (32, 100), DOWN: (0, 100)}
+_BARS = {
+    IDLE: (88, 100),
+    UP: (60, 100),
+    INCONCLUSIVE: (15, 45),
+    DEGRADED: (30, 100),
+    DOWN: (0, 100),
+}
 
 
 def columns(length: int, until: int) -> list[slice]:
@@ -56,6 +62,12 @@ def strip(outcomes: Sequence[int], step: int, height: int) -> str:
     )
 
 
+def gaps(step: int, height: int) -> str:
+    """Return lines that separate the bars of a small plot, in the colour of the ground."""
+    path = "".join(f"M{x * step} 0v{height}" for x in range(1, COLUMNS))
+    return f'<path class="gap" d="{path}"/>'
+
+
 def line(values: Sequence[float], step: int, height: int, top: float) -> str:
     """Return the path of a line in steps, with gaps where there is no value.
 
@@ -65,19 +77,34 @@ def line(values: Sequence[float], step: int, height: int, top: float) -> str:
       height: the height of the plot.
       top: the value at its upper edge; > 0.
     """
-    return "".join(_line(values, step, height - 1, (height - 2) / top))
+    return "".join(
+        f"M{x} {level}h{width}" if begins else f"V{level}h{width}"
+        for x, width, level, begins, _ in _levels(values, step, height, top)
+    )
 
 
-def _line(
-    values: Sequence[float], step: int, bottom: int, scale: float
-) -> Iterator[str]:
-    x, begins = 0, True
-    levels = (-1 if value == NONE else bottom - round(value * scale) for value in values)
-    for level, equal in groupby(levels):
-        width = len([*equal]) * step
-        if level < 0:
-            begins = True
-        else:
-            yield f"M{x} {level}h{width}" if begins else f"V{level}h{width}"
-            begins = False
+def area(values: Sequence[float], step: int, height: int, top: float) -> str:
+    """Return the path of the area below such a line."""
+    return "".join(
+        (f"M{x} {height}V{level}h{width}" if begins else f"V{level}h{width}")
+        + (f"V{height}z" if ends else "")
+        for x, width, level, begins, ends in _levels(values, step, height, top)
+    )
+
+
+def _levels(
+    values: Sequence[float], step: int, height: int, top: float
+) -> Iterator[tuple[int, int, int, bool, bool]]:
+    """Yield the runs of equal values: where, how wide and high, and whether it is an end."""
+    scale = (height - 2) / top
+    levels = [
+        -1 if value == NONE else height - 1 - round(value * scale) for value in values
+    ]
+    runs = [(level, len([*equal]) * step) for level, equal in groupby(levels)]
+    x = 0
+    for (before, _), (level, width), (after, _) in zip(
+        [(-1, 0), *runs], runs, [*runs[1:], (-1, 0)], strict=False
+    ):
+        if level >= 0:
+            yield x, width, level, before < 0, after < 0
         x += width

@@ -18,13 +18,17 @@ LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 VOID = {"meta", "input", "path", "circle", "use", "link"}
 
 
-def export(at, dst="a", *, start=0.0, interval=10.0, ends=True, unit=1.0, **rest):
-    """Return an export; metrics are given by name, labels as `labels`."""
-    labels = LABELS | {"dst": dst} | rest.pop("labels", {})
+def export(at, dst="a", *, labels=None, error=None, **rest):
+    """Return an export that ends its pass; the rest are its attributes, or its metrics."""
+    labels = LABELS | {"dst": dst} | (labels or {})
+    others = {"start_timestamp": 0, "export_interval": 10, "latency_unit": 1}
+    others = {name: rest.pop(name, default) for name, default in others.items()}
+    ends_pass = rest.pop("ends_pass", True)
     metrics = {name: value for name, value in rest.items() if value is not None}
-    if "error" in metrics:
-        metrics["error"] = Map("error", metrics["error"])
-    return EventMetrics(float(at), start, labels, metrics, unit, interval, ends_pass=ends)
+    if error is not None:
+        metrics["error"] = Map("error", error)
+    others |= {"labels": labels, "metrics": metrics, "ends_pass": ends_pass}
+    return EventMetrics(float(at), **others)
 
 
 def latency(*samples):

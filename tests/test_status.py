@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import tracemalloc
 
-import attrs
 import pytest
 import trio
 from helpers import channel_of, make_keeper, one
@@ -19,7 +16,6 @@ from trio_statskeeper import (
     Endpoint,
     EventMetrics,
     ProbeResult,
-    StatsKeeper,
     _pacing,
 )
 from trio_statskeeper.status import StatusPage, _board
@@ -50,7 +46,7 @@ async def test_an_interval_is_the_difference_of_two_exports(autojump_clock):
 async def test_latencies_are_in_seconds_whatever_their_unit(autojump_clock):
     page = StatusPage()
     milliseconds = Distribution.of([500, 500], [1, 10, 100, 1000])
-    each = export(10, total=2, success=2, latency=milliseconds, unit=0.001)
+    each = export(10, total=2, success=2, latency=milliseconds, latency_unit=0.001)
     await feed(page, each)
     assert (await target(page))["interval"]["p50_seconds"] == pytest.approx(0.55)
 
@@ -128,7 +124,11 @@ async def test_after_a_reset_all_of_the_totals_are_new(autojump_clock):
         "latency": latency(9.0),
     }
     after = {"total": 4, "success": 1, "error": {"timeout": 2}, "latency": latency(1.0)}
-    await feed(page, export(1000, start=995, **before), export(1010, start=1003, **after))
+    await feed(
+        page,
+        export(1000, start_timestamp=995, **before),
+        export(1010, start_timestamp=1003, **after),
+    )
     found = await target(page)
     assert found["interval"]["success_ratio"] == 0.25
     assert found["interval"]["p50_seconds"] == pytest.approx(1, rel=0.05)
@@ -146,11 +146,11 @@ async def test_old_totals_at_first_are_not_an_interval(autojump_clock):
     # The page began later than the keeper.
     page = StatusPage()
     old = {"total": 100, "success": 50, "error": {"timeout": 50}}
-    await feed(page, export(1000, start=0, **old))
+    await feed(page, export(1000, start_timestamp=0, **old))
     found = await target(page)
     assert (found["state"], found["interval"]["total"]) == ("idle", 0)
     assert found["errors"] == [{"kind": "timeout", "interval": 0, "total": 50}]
-    await feed(page, export(1010, start=0, **old | {"total": 101, "success": 51}))
+    await feed(page, export(1010, start_timestamp=0, **old | {"total": 101, "success": 51}))
     assert (await target(page))["state"] == "up"
 
 
@@ -198,7 +198,7 @@ async def test_what_is_dropped_begins_again(autojump_clock):
     await feed(page, export(10, "a", total=1, success=1))
     for number in range(2, 30):
         await feed(page, export(10 * number, "b", total=number))
-    await feed(page, export(300, "a", total=1, start=295))
+    await feed(page, export(300, "a", total=1, start_timestamp=295))
     [_, last] = await history(page, last=2)
     assert last == ("down", 0.0, None, None)
     assert (await history(page, last=30))[0][0] == "missing"
@@ -222,7 +222,9 @@ async def test_all_targets_of_a_silent_keeper_are_stale_and_stay(autojump_clock)
 
 
 def of_pass(number, dst, *, ends=False, **labels):
-    return export(10 * number, dst, total=number, success=number, ends=ends, labels=labels)
+    return export(
+        10 * number, dst, total=number, success=number, ends_pass=ends, labels=labels
+    )
 
 
 async def shown(page):
@@ -379,7 +381,7 @@ def test_an_outcome_always_fits_the_runs(total, success, inconclusive, before):
         assert interval.point.success == -1
 
 
-@pytest.mark.parametrize("history", [0, -1, 1.5, True, "360", math.inf])
+@pytest.mark.parametrize("history", [0, -1, 1.5, True, "360", math.inf, 1441])
 def test_a_history_that_makes_no_sense_is_an_error(history):
     with pytest.raises((TypeError, ValueError), match=r"history must be .*, got "):
         StatusPage(history=history)

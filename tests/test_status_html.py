@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 
-import attrs
 import pytest
 import trio
 from hypothesis import given
@@ -175,7 +174,9 @@ async def test_targets_without_room_are_told(autojump_clock, monkeypatch):
 async def test_a_target_has_a_page_of_its_own(autojump_clock):
     page = await page_of(
         export(10, "a", **UP, latency=latency(0.25), labels={"rack": "r1"}),
-        export(20, "a", start=15, **DOWN, latency=latency(0.5), labels={"rack": "r1"}),
+        export(
+            20, "a", start_timestamp=15, **DOWN, latency=latency(0.5), labels={"rack": "r1"}
+        ),
     )
     [link] = [each for each in (await document(page)).all("a") if each.text == "a"]
     status, _, text = await ask(page, query=link.attributes["href"].partition("?")[2])
@@ -190,7 +191,7 @@ async def test_a_target_has_a_page_of_its_own(autojump_clock):
     labels = [each.attributes["aria-label"] for each in found.all("svg", role="img")]
     assert labels == [
         "Failures in 1 of 2 intervals with runs",
-        "Latency: the p99 was up to 0.5 s, the p50 up to 0.5 s",
+        "Latency: the p99 was up to 500 ms, the p50 up to 500 ms",
     ]
     assert found.all("path", **{"class": "reset"})
 
@@ -310,7 +311,7 @@ def test_any_text_is_one_text_in_html(text):
 
 async def test_a_page_is_loaded_again_at_the_rate_of_exports(autojump_clock):
     for interval, refresh in (0.1, b"5"), (10, b"10"), (12.5, b"13"), (3600, b"60"):
-        page = await page_of(export(10, **UP, interval=interval))
+        page = await page_of(export(10, **UP, export_interval=interval))
         for parameters in {}, {"target": "a"}:
             _, headers, text = await ask(page, **parameters)
             assert headers[b"Refresh"] == refresh
@@ -478,7 +479,7 @@ def test_small_plots_move_by_a_column_when_its_intervals_are_over():
     for until in range(1000, 1013):
         numbers = [until - 359 + index for index in window]
         parts = [numbers[each] for each in columns(360, until)]
-        assert sum(parts, []) == numbers
+        assert [number for part in parts for number in part] == numbers
         assert all(len({number // 6 for number in part}) == 1 for part in parts)
     assert columns(3, 7) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ._document import END, JSON_PATH, PATH, Body, badge, begin
-from ._history import OUTCOMES, Window
+from ._history import DEGRADED, DOWN, IDLE, MISSING, Window
 from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
 from ._overview import (
@@ -25,6 +25,16 @@ from ._state import TargetState
 _STEP = 2
 _STRIP_HEIGHT = 100
 _LINE_HEIGHT = 240
+
+_ERRORS = (
+    b'<section><h2>Errors</h2><table class="plain"><thead><tr><th scope="col">Kind</th>'
+    b'<th scope="col" class="number">Now</th>'
+    b'<th scope="col" class="number">In total</th></tr></thead><tbody>'
+)
+_LABELS = (
+    b'<section><h2>Labels</h2><table class="plain"><thead><tr>'
+    b'<th scope="col">Name</th><th scope="col">Value</th></tr></thead><tbody>'
+)
 
 # Characters of a text that are escaped in a step.
 _PIECE = 1000
@@ -99,18 +109,16 @@ def _facts(target: TargetState) -> str:
 
 def _success(window: Window, resets: Iterable[int], span: float) -> str:
     width = len(window.outcomes) * _STEP
-    runs = [
-        outcome
-        for outcome in window.outcomes
-        if OUTCOMES[outcome] not in {"missing", "idle"}
-    ]
-    bad = sum(OUTCOMES[outcome] in {"down", "degraded"} for outcome in runs)
-    label = f"Failures in {bad} of {len(runs)} intervals with runs"
+    outcomes = window.outcomes
+    runs = width // _STEP - outcomes.count(MISSING) - outcomes.count(IDLE)
+    bad = outcomes.count(DEGRADED) + outcomes.count(DOWN)
+    label = f"Failures in {bad} of {runs} intervals with runs"
+    bars = strip(outcomes, _STEP, _STRIP_HEIGHT)
     return (
         "<section><h2>Success</h2>"
         f'<div class="plot"><svg class="strip" viewBox="0 0 {width} {_STRIP_HEIGHT}" '
         f'preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f"{strip(window.outcomes, _STEP, _STRIP_HEIGHT)}{_reset_lines(resets, _STRIP_HEIGHT)}"
+        f"{bars}{_reset_lines(resets, _STRIP_HEIGHT)}"
         f"</svg>{_times(span)}</div>{success_legend()}</section>"
     )
 
@@ -120,14 +128,15 @@ def _latency(window: Window, resets: Iterable[int], span: float) -> str:
     if top <= 0:
         return ""
     width = len(window.p99) * _STEP
-    middle = _LINE_HEIGHT // 2
-    label = f"Latency: the p99 was up to {seconds(top)}, the p50 up to {seconds(max(window.p50))}"
+    grid = "".join(f"M0 {y}h{width}" for y in (1, _LINE_HEIGHT // 2, _LINE_HEIGHT - 1))
+    medians = seconds(max(window.p50))
+    label = f"Latency: the p99 was up to {seconds(top)}, the p50 up to {medians}"
     return (
         '<section><h2>Latency</h2><div class="plot scaled">'
         f"<ul><li>{seconds(top)}</li><li>{seconds(top / 2)}</li><li>0</li></ul>"
         f'<svg class="lines" viewBox="0 0 {width} {_LINE_HEIGHT}" '
         f'preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<path class="grid" d="M0 1h{width}M0 {middle}h{width}M0 {_LINE_HEIGHT - 1}h{width}"/>'
+        f'<path class="grid" d="{grid}"/>'
         f'<path class="p99" d="{area(window.p99, _STEP, _LINE_HEIGHT, top)}"/>'
         f'<path class="p50" d="{line(window.p50, _STEP, _LINE_HEIGHT, top)}"/>'
         f"{_reset_lines(resets, _LINE_HEIGHT)}</svg>{_times(span)}</div>"
@@ -150,11 +159,7 @@ def _times(span: float) -> str:
 def _errors(errors: Sequence[ErrorCount]) -> Body:
     if not errors:
         return
-    yield [
-        b'<section><h2>Errors</h2><table class="plain"><thead><tr><th scope="col">Kind</th>'
-        b'<th scope="col" class="number">Now</th>'
-        b'<th scope="col" class="number">In total</th></tr></thead><tbody>'
-    ]
+    yield [_ERRORS]
     for error in errors:
         yield [b'<tr><th scope="row">']
         yield from _whole(error.kind)
@@ -168,10 +173,7 @@ def _errors(errors: Sequence[ErrorCount]) -> Body:
 
 
 def _labels(labels: Mapping[str, str]) -> Body:
-    yield [
-        b'<section><h2>Labels</h2><table class="plain"><thead><tr>'
-        b'<th scope="col">Name</th><th scope="col">Value</th></tr></thead><tbody>'
-    ]
+    yield [_LABELS]
     for name, text in labels.items():
         yield [f'<tr><th scope="row">{isolated(name)}</th><td>'.encode()]
         yield from _whole(text)

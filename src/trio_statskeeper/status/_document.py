@@ -31,14 +31,13 @@ class Answer:
     body: Body
 
 
-_STYLE = "".join(
-    line.strip()
-    for line in files(__package__).joinpath("status.css").read_text("utf-8").splitlines()
-)
+_LINES = files("trio_statskeeper.status").joinpath("status.css").read_text("utf-8")
+
+_STYLE = "".join(line.strip() for line in _LINES.splitlines())
 
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 
-# Nothing but the page's own style is applied, and no script is run, whatever a label has.
+# No script is run, and no style applied but the page's own, whatever a label has.
 # https://www.w3.org/TR/CSP3/
 _POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
@@ -59,7 +58,8 @@ JSON: tuple[Header, ...] = ((b"Content-Type", b"application/json"), *_SAFE)
 # Each state has a shape of its own.
 _SHAPES = {
     "up": '<circle cx="8" cy="8" r="7"/><path class="mark" d="M4.5 8.3l2.4 2.4 4.6-5"/>',
-    "degraded": '<path d="M8 .8 15.6 14.6H.4z"/><path class="mark" d="M8 5.5v4.2M8 12v.6"/>',
+    "degraded": '<path d="M8 .8 15.6 14.6H.4z"/>'
+    '<path class="mark" d="M8 5.5v4.2M8 12v.6"/>',
     "down": '<path d="M4.7 0h6.6L16 4.7v6.6L11.3 16H4.7L0 11.3V4.7z"/>'
     '<path class="mark" d="M5 5l6 6M11 5l-6 6"/>',
     "inconclusive": '<path d="M8 0l8 8-8 8-8-8z"/>'

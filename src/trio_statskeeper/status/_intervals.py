@@ -44,13 +44,14 @@ class Totals:
         """Return the totals of an export; what it lacks is 0."""
         metrics = export.metrics
         latency, errors = metrics.get("latency"), metrics.get("error")
-        is_distribution = isinstance(latency, Distribution | ExponentialDistribution)
+        if not isinstance(latency, Distribution | ExponentialDistribution):
+            latency = None
         return cls(
             _count(metrics.get("total")),
             _count(metrics.get("success")),
             _count(metrics.get("inconclusive")),
             errors.values if isinstance(errors, Map) else {},
-            latency if is_distribution else None,
+            latency,
         )
 
     def is_after(self, earlier: Totals) -> bool:

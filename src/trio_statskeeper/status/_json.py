@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from ._document import Body
@@ -16,6 +17,9 @@ from ._state import STATES
 
 # That of the format: names are never removed or changed without a new number.
 _VERSION = 1
+
+# Intervals that are written in a step.
+_BATCH = 100
 
 
 def overview_json(selection: Selection, now: float) -> Body:
@@ -37,19 +41,24 @@ def detail_json(row: Row) -> Body:
     """Yield a target with its history, in short steps."""
     cut, target = row.cut, row.target
     window = target.history.window(target.number, cut.number)
-    history: dict[str, Sequence[object]] = {
-        "outcome": [OUTCOMES[outcome] for outcome in window.outcomes],
-        "success_ratio": [*map(_rounded, window.success)],
-        "p50_seconds": [*map(_rounded, window.p50)],
-        "p99_seconds": [*map(_rounded, window.p99)],
-    }
     yield [
         f'{{"version": {_VERSION}, "target": {_dumps(_target(row))}, "history": '.encode()
     ]
     step = {"until": cut.timestamp, "step_seconds": cut.export_interval}
     yield [_dumps(step)[:-1].encode()]
-    for name, column in history.items():
-        yield [f', "{name}": '.encode(), _dumps(column).encode()]
+    columns = {
+        "outcome": (OUTCOMES[outcome] for outcome in window.outcomes),
+        "success_ratio": map(_rounded, window.success),
+        "p50_seconds": map(_rounded, window.p50),
+        "p99_seconds": map(_rounded, window.p99),
+    }
+    for name, column in columns.items():
+        yield [f', "{name}": ['.encode()]
+        separator = ""
+        while values := [*islice(column, _BATCH)]:
+            yield [f"{separator}{_dumps(values)[1:-1]}".encode()]
+            separator = ", "
+        yield [b"]"]
     yield [b"}}\n"]
 
 

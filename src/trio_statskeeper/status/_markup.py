@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from datetime import UTC, datetime
 
 from trio_statskeeper._text import escape_char

@@ -94,7 +94,8 @@ def _top(selection: Selection, view: View) -> str:
         f"{begin(title).decode()}{_GAPS}<header><h1>Status</h1>{_counts(counts, view)}"
         f'<form action="{PATH}" role="search">'
         f'<label for="filter">Filter</label><input id="filter" type="search" name="filter" '
-        f'value="{escaped(view.text, 10**5)}" autocomplete="off" placeholder="name, label, error or state" spellcheck="false">'
+        f'value="{escaped(view.text, 10**5)}" placeholder="name, label, error or state" '
+        'autocomplete="off" spellcheck="false">'
         f"{'' if view.refreshes else '<input type=hidden name=refresh value=off>'}"
         f"<button>Filter</button></form>{refresh_link(view)}</header><main>"
     )
@@ -112,11 +113,11 @@ def _counts(counts: Counter[str], view: View) -> str:
 
 def refresh_link(view: View, **parameters: str) -> str:
     """Return what says when the page is loaded again, and a link to change that."""
-    if view.refreshes:
-        href = view.address(refresh="off", **parameters)
-        return f'<p class="refresh">Refreshes every {view.refresh} s <a href="{href}">Pause</a></p>'
-    href = view.address(refresh="", **parameters)
-    return f'<p class="refresh">Paused <a href="{href}">Refresh</a></p>'
+    now, other, link = f"Refreshes every {view.refresh} s", "off", "Pause"
+    if not view.refreshes:
+        now, other, link = "Paused", "", "Refresh"
+    href = view.address(refresh=other, **parameters)
+    return f'<p class="refresh">{now} <a href="{href}">{link}</a></p>'
 
 
 def _group_top(group: Group, length: int, now: float) -> str:

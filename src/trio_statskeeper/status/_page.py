@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import attrs
 import trio
 
-from trio_statskeeper._arguments import integer
+from trio_statskeeper._arguments import integer, quote
 from trio_statskeeper._conflating import ConflatingQueue, KeeperKey, keeper_of
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._pacing import Step
@@ -27,13 +27,22 @@ from ._selection import containing, identified, limit, select
 _MIN_REFRESH = 5
 _MAX_REFRESH = 60
 
+# Intervals: a day's, if each is a minute. A plot of so many takes a millisecond.
+_MAX_HISTORY = 1440
+
 # Parameters of a query; parsing as many takes a tenth of a millisecond.
 _MAX_PARAMETERS = 100
 
 
+def _history(page: object, attribute: attrs.Attribute[int], history: int) -> None:
+    integer(1)(page, attribute, history)
+    if history > _MAX_HISTORY:
+        raise ValueError(f"history must be <= {_MAX_HISTORY}, got {quote(history)}")
+
+
 @attrs.define(eq=False)
 class _Queue:
-    """What has arrived, but is not on the board: exports arrive faster than they are added."""
+    """What has arrived, but is not on the board: exports arrive faster than that."""
 
     _board: Board
     waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
@@ -69,10 +78,10 @@ class StatusPage:
 
     Raises:
       TypeError: if `history` is not an integer.
-      ValueError: if `history` is not >= 1.
+      ValueError: if `history` is not from 1 to 1440.
     """
 
-    history: int = attrs.field(default=360, kw_only=True, validator=integer(1))
+    history: int = attrs.field(default=360, kw_only=True, validator=_history)
 
     _board: Board = attrs.field(
         init=False,
@@ -126,7 +135,7 @@ class StatusPage:
           ValueError: if the query has too many parameters.
         """
         if path not in {PATH, JSON_PATH}:
-            return None
+            return None  # noqa: ASYNC910  # short work has no checkpoint
         parameters = parse_qs(query, errors="replace", max_num_fields=_MAX_PARAMETERS)
         ask = {name: values[-1] for name, values in parameters.items()}
         cuts, now = self._board.cuts(), trio.current_time()

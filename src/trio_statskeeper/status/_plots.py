@@ -95,7 +95,7 @@ def area(values: Sequence[float], step: int, height: int, top: float) -> str:
 def _levels(
     values: Sequence[float], step: int, height: int, top: float
 ) -> Iterator[tuple[int, int, int, bool, bool]]:
-    """Yield the runs of equal values: where, how wide and high, and whether it is an end."""
+    """Yield each run of equal values: its place, width and level, and if it is an end."""
     scale = (height - 2) / top
     levels = [
         -1 if value == NONE else height - 1 - round(value * scale) for value in values

@@ -118,7 +118,7 @@ async def select(  # noqa: ASYNC910  # short work has no checkpoint
         chunk.clear()
         await step.pause_if_over()
     not_kept = sum(cut.not_kept for cut in cuts)
-    return Selection([*shown.values()], counts, number, not_kept)
+    return Selection([*shown.values()], counts, number, not_kept)  # noqa: ASYNC910  # see above
 
 
 def limit(matching: int) -> int:

@@ -20,6 +20,9 @@ nox.options.error_on_external_run = True
 # looked for on the network.
 nox.options.download_python = "never"
 
+# Python compiles what is imported, which is the smaller part of what is installed.
+os.environ["PIP_NO_COMPILE"] = "1"
+
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 
 # Where branches are covered: since 3.14, Python helps, and it takes little time.
@@ -27,8 +30,12 @@ COVERED = "3.14"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
-# The tests that need no real servers.
-UNIT_TESTS = ("pytest", "--numprocesses=2", "--dist=loadfile", "--ignore=tests/integration")
+# Tests of one file may share a server. The files run in the order of their names, which has
+# none that takes long at the end.
+PYTEST = ("pytest", "--dist=loadfile", "--no-loadscope-reorder")
+UNIT_TESTS = (*PYTEST, "--numprocesses=2", "--ignore=tests/integration")
+# The tests with real servers mostly wait.
+ALL_TESTS = (*PYTEST, "--numprocesses=4")
 
 
 def show_pyenv_versions() -> None:
@@ -110,8 +117,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
     elif session.python in (PYTHONS[0], PYTHONS[-1]):
-        # The tests with real servers mostly wait; those of one file may share a server.
-        session.run("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+        session.run(*ALL_TESTS, *session.posargs)
     else:
         session.run(*UNIT_TESTS, *session.posargs)
 
@@ -135,7 +141,7 @@ def corners(session: nox.Session) -> None:
     """Run the tests in random order in Python's development mode, and always collecting."""
     groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
     session.install(".[examples]", "pytest-randomly", *groups)
-    pytest = ("pytest", "--numprocesses=3", "--dist=loadfile", *session.posargs)
+    pytest = (*ALL_TESTS, *session.posargs)
     session.run(*pytest, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
     session.run(*pytest, "-p", "always_collecting", env={"PYTHONPATH": "tests"})
 
@@ -193,7 +199,8 @@ def mutation(session: nox.Session) -> None:
     mutants only. Run it in the foreground: a shell lets background programs ignore Ctrl-C,
     and the tests of KeyboardInterrupt would hang.
     """
-    session.install(".", *nox.project.dependency_groups(PYPROJECT, "tests", "mutation"))
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "mutation")
+    session.install(".[prometheus]", *groups)
     copy = Path(session.create_tmp(), "mutation").resolve()
     shutil.rmtree(copy, ignore_errors=True)
     for directory in ("src", "tests"):

@@ -98,22 +98,23 @@ class PrometheusClient:
         return process_time() - start
 
     def metrics_by_target(self) -> dict[str, Mapping[str, Value]]:
-        get = self.registry.get_sample_value
+        samples = {
+            (sample.name, sample.labels["dst"], sample.labels.get("le")): sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+        }
         bounds = [*map(str, BOUNDS), "+Inf"]
         totals: dict[str, Mapping[str, Value]] = {}
         for target in self.children:
-            labels = {"dst": target}
-            cumulative = [
-                int(get("latency_bucket", {**labels, "le": bound}) or 0) for bound in bounds
-            ]
+            cumulative = [int(samples["latency_bucket", target, bound]) for bound in bounds]
             counts = [
                 upper - lower
                 for lower, upper in zip([0, *cumulative], cumulative, strict=False)
             ]
-            latency_sum = get("latency_sum", labels) or 0.0
+            latency_sum = samples["latency_sum", target, None]
             totals[target] = {
-                "total": get("total_total", labels) or 0.0,
-                "success": get("success_total", labels) or 0.0,
+                "total": samples["total_total", target, None],
+                "success": samples["success_total", target, None],
                 "latency": Distribution(BOUNDS, counts, latency_sum),
             }
         return totals

@@ -564,7 +564,7 @@ def quarters(memory: Sequence[Memory]) -> tuple[Memory, Memory]:
 
 def above_zero(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -574,7 +574,7 @@ def seconds(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not finite and above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite and > 0")
     return number
 
 

@@ -79,7 +79,7 @@ def seconds(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not finite and above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite and > 0")
     return number
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -57,6 +57,11 @@ class Play(Protocol):
         """Assert, after the end of Trio, that nothing is lost."""
 
 
+def _has_line(code: CodeType, line: Line) -> bool:
+    file, number, _ = line
+    return code.co_filename == file and any(number == n for *_, n in code.co_lines())
+
+
 def _trio_protects(frame: FrameType | None) -> bool:
     """Return whether Trio protects a line that is protected, whoever calls."""
     while frame is not None and not frame.f_code.co_filename.startswith(_LIBRARY):
@@ -99,13 +104,15 @@ class CtrlC:
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Do what `sys.settrace` asks for."""
         file = frame.f_code.co_filename
-        if self.at is not None and file != self.at[0]:
+        if self.at is not None and not _has_line(frame.f_code, self.at):
             return None  # this saves most of the time
         if file in _WATCHED or file.startswith(_LIBRARY):
             return self._trace_line
         return None
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if self.at is not None and frame.f_lineno != self.at[1]:
+            return self._trace_line
         if event == "line" and _watching.get():
             protected = ki_protection_enabled(frame)
             if not (protected and _trio_protects(frame)):

@@ -15,7 +15,14 @@ from typing import Any, TypeAlias
 import attrs
 import trio
 
-from trio_statskeeper import Distribution, Gauge, Map, Value
+from trio_statskeeper import (
+    Distribution,
+    Exponential,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    Value,
+)
 
 LARGEST = sys.float_info.max
 
@@ -76,6 +83,22 @@ def observed(bounds: Sequence[float], values: Iterable[Any]) -> Distribution:
         if not -LARGEST <= total <= LARGEST or sum(counts) > LARGEST:
             raise Refused("overflow")
     return Distribution(bounds, counts, total)
+
+
+def observed_exponentially(max_buckets: int, values: Iterable[Any]) -> Value:
+    total = ExponentialDistribution.of([])
+    for value in values:
+        if isinstance(value, int | float):
+            if not -LARGEST <= value <= LARGEST:
+                raise Refused("not-finite")
+            value = ExponentialDistribution.of([value])  # noqa: PLW2901
+        elif not isinstance(value, ExponentialDistribution):
+            raise Refused("kind")
+        try:
+            total = total.merge(value, max_buckets)
+        except ValueError:
+            raise Refused("overflow") from None
+    return total
 
 
 def counted(names_taken: Iterable[str], max_keys: int, values: Sequence[Any]) -> Map:
@@ -159,7 +182,7 @@ class Model:
     max_map_keys: int
     max_metrics: int
     flush_timeout: float
-    distributions: Mapping[str, Sequence[float]]
+    distributions: Mapping[str, Sequence[float] | Exponential]
     labels: Mapping[str, str]
     """The additional ones; `{key}` and `{place}` stand for the target's."""
 
@@ -270,9 +293,12 @@ class Model:
             except Refused as refused:
                 yield refused.args[0]
 
-    def total(self, name: str, values: Sequence[Any]) -> Value:
+    def total(self, name: str, values: Sequence[Any]) -> Value:  # noqa: PLR0911
         if name in self.distributions:
-            return observed(self.distributions[name], values)
+            bounds = self.distributions[name]
+            if isinstance(bounds, Exponential):
+                return observed_exponentially(bounds.max_buckets, values)
+            return observed(bounds, values)
         match values[0]:
             case int() | float():
                 return added(values)
@@ -280,6 +306,10 @@ class Model:
                 if not all(isinstance(value, Distribution) for value in values):
                     raise Refused("kind")
                 return observed(bounds, values)
+            case ExponentialDistribution():
+                if not all(isinstance(value, ExponentialDistribution) for value in values):
+                    raise Refused("kind")
+                return observed_exponentially(160, values)
             case Map():
                 taken = ("ptype", "probe", "dst", "le", *self.labels)
                 return counted(taken, self.max_map_keys, values)

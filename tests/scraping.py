@@ -10,6 +10,7 @@ from helpers import channel_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from trio_statskeeper import EventMetrics
+from trio_statskeeper.prometheus._basic_auth import BasicAuth
 from trio_statskeeper.prometheus._server import Server
 
 LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
@@ -22,7 +23,7 @@ def export(metrics=None, at=5.0, start=2.0, interval=10.0, unit=1.0, **labels):
 
 
 @attrs.define(eq=False)
-class Client(trio.abc.Stream):
+class Client(trio.abc.HalfCloseableStream):
     """The server's end of a connection whose client sends this, and reads all answers."""
 
     request: bytes
@@ -38,6 +39,9 @@ class Client(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         self.sent.append(bytes(data))
 
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def wait_send_all_might_not_block(self) -> None:
         raise NotImplementedError
 
@@ -46,7 +50,13 @@ class Client(trio.abc.Stream):
 
 
 def server_of(exporter):
-    return Server(exporter._scrape, exporter.max_connections, exporter.max_scrapes)
+    return Server(
+        exporter._scrape,
+        exporter.max_connections,
+        exporter.max_scrapes,
+        exporter.ssl_context,
+        None if exporter.users is None else BasicAuth(exporter.users),
+    )
 
 
 def request(path="/metrics", method="GET", *headers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from collections import ChainMap, OrderedDict
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -17,6 +18,7 @@ from helpers import Result, make_keeper, one, running, totals
 
 from trio_statskeeper import (
     Distribution,
+    Exponential,
     ExponentialDistribution,
     Gauge,
     Map,
@@ -87,9 +89,10 @@ async def test_a_distribution_can_be_merged_with_samples_of_the_same_metric(auto
     assert export.metrics["latency"] == Distribution((1, 2), (0, 2, 1), 8)
 
 
-async def test_the_metrics_of_a_result_may_be_any_mapping(autojump_clock):
+@pytest.mark.parametrize("kind", [MappingProxyType, ChainMap, OrderedDict])
+async def test_the_metrics_of_a_result_may_be_any_mapping(autojump_clock, kind):
     async with running(make_keeper()) as run:
-        run.send(Result("a", MappingProxyType({"total": 1})), one("a"))
+        run.send(Result("a", kind({"total": 1})), one("a"))
         await trio.sleep(1.5)
         assert totals(run.received()) == {"a": 2}
 
@@ -144,12 +147,15 @@ GOOD = {
     "total": 1,
     "latency": 1.5,
     "size": Distribution((10,), (1, 0), 5),
+    "delay": 0.0,
+    "first-byte": ExponentialDistribution.of([0, 1.5]),
     "code": Map("code", {"200": 1}),
     "queue": Gauge(7),
     "version": "v1",
     "huge": 1.7e308,
     "huge-code": Map("code", {"200": 1.7e308}),
     "huge-size": Distribution((10,), (1, 0), 1.7e308),
+    "huge-delay": 1.7e308,
 }
 
 
@@ -178,6 +184,11 @@ GOOD = {
         (Result("a", {"total": Gauge(1)}), "kind"),
         (Result("a", {"total": 1, "latency": "fast"}), "kind"),
         (Result("a", {"total": 1, "latency": Map("code", {})}), "kind"),
+        (Result("a", {"total": 1, "latency": ExponentialDistribution.of([5])}), "kind"),
+        (Result("a", {"total": 1, "delay": Distribution((1,), (1, 0), 5)}), "kind"),
+        (Result("a", {"total": 1, "delay": "late"}), "kind"),
+        (Result("a", {"total": 1, "first-byte": 5.0}), "kind"),
+        (Result("a", {"total": 1, "first-byte": Distribution((1,), (1, 0), 5)}), "kind"),
         (Result("a", {"total": 1, "code": 1}), "kind"),
         (Result("a", {"total": 1, "size": -5}), "kind"),
         (Result("a", {"total": Distribution((10,), (1, 0), 5)}), "kind"),
@@ -195,6 +206,21 @@ GOOD = {
         (Result("a", {"queue": Gauge(8), "total": 10**400}), "not-finite"),
         (Result("a", {"total": 1, "latency": NAN}), "not-finite"),
         (Result("a", {"total": 1, "latency": -INF}), "not-finite"),
+        (Result("a", {"total": 1, "delay": NAN}), "not-finite"),
+        (Result("a", {"total": 1, "delay": INF}), "not-finite"),
+        (Result("a", {"total": 1, "delay": 10**400}), "not-finite"),
+        (Result("a", {"total": 1, "huge-delay": 1e308}), "overflow"),
+        (Result("a", {"total": 1, "huge-delay": 10**308}), "overflow"),
+        (
+            Result("a", {"total": 1, "huge-delay": ExponentialDistribution.of([1e308])}),
+            "overflow",
+        ),
+        (
+            Result(
+                "a", {"total": 1, "delay": ExponentialDistribution(0, zero_count=2**64 - 1)}
+            ),
+            "overflow",
+        ),
         (Result("a", {"total": 1, "huge": 10**308}), "overflow"),
         (Result("a", {"total": 1, "huge-code": Map("code", {"200": 1e308})}), "overflow"),
         (
@@ -210,7 +236,12 @@ GOOD = {
 )
 async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
     keeper = make_keeper(
-        distributions={"latency": (1, 2)}, additional_labels={"env": "prod"}
+        distributions={
+            "latency": (1, 2),
+            "delay": Exponential(),
+            "huge-delay": Exponential(),
+        },
+        additional_labels={"env": "prod"},
     )
     async with running(keeper) as run:
         run.send(Result("a", GOOD), bad)
@@ -219,7 +250,11 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
         run.send(Result("a", {"total": 1}))
         await trio.sleep(1)
         (after,) = run.received()
-    assert before.metrics == GOOD | {"latency": Distribution((1, 2), (0, 1, 0), 1.5)}
+    assert before.metrics == GOOD | {
+        "latency": Distribution((1, 2), (0, 1, 0), 1.5),
+        "delay": ExponentialDistribution.of([0]),
+        "huge-delay": ExponentialDistribution.of([1.7e308]),
+    }
     assert after.metrics == before.metrics | {"total": 2}
     assert keeper.statistics().results_rejected == {reason: 1}
     assert keeper.statistics().results_accepted == 2
@@ -265,11 +300,22 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
         ),
         (
             Result("a", {"huge-size": 1e308}),
-            "target 'a': metric 'huge-size': expected a distribution, got 1e+308",
+            "target 'a': metric 'huge-size': expected a Distribution, got 1e+308",
         ),
         (
             Result("a", {"huge-size": Distribution((10,), (1, 0), 1e308)}),
             "target 'a': metric 'huge-size': the sum would exceed the largest float",
+        ),
+        (
+            Result("a", {"first-byte": 5}),
+            "target 'a': metric 'first-byte': expected an ExponentialDistribution, got 5",
+        ),
+        (
+            Result("a", {"first-byte": ExponentialDistribution(0, zero_count=2**64 - 1)}),
+            (
+                "target 'a': metric 'first-byte': a count must be < 2**64, got "
+                "18446744073709551616"
+            ),
         ),
         (
             Result("a", {"size": Distribution((11,), (1, 0), 5)}),
@@ -293,7 +339,7 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
         ),
         (
             Result("a", {"total": 1, "new": 1, "newer": 1}),
-            "target 'a': metric 'newer': the target would exceed 10 metrics",
+            "target 'a': metric 'newer': the target would exceed 13 metrics",
         ),
         (
             Result("a", {"new": Map("dst", {})}),
@@ -315,7 +361,7 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
 )
 async def test_the_log_explains_a_rejection(autojump_clock, caplog, bad, message):
     keeper = make_keeper(
-        distributions={"latency": (1, 2)}, max_unlisted=0, max_map_keys=2, max_metrics=10
+        distributions={"latency": (1, 2)}, max_unlisted=0, max_map_keys=2, max_metrics=13
     )
     async with running(keeper) as run:
         run.send(Result("a", GOOD), bad)

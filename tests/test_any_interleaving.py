@@ -29,6 +29,8 @@ from trio_statskeeper import (
     Distribution,
     Endpoint,
     EventMetrics,
+    Exponential,
+    ExponentialDistribution,
     Gauge,
     Map,
     ProbeResult,
@@ -94,6 +96,8 @@ GOOD: Mapping[str, list[Value]] = {
     "time": [1, 0.5, 2.25],
     "latency": [-1, 0.5, 1, 1.5, 2.0, 3, Distribution(BOUNDS, (1, 0, 2), 8.5)],
     "size": [Distribution((10,), (1, 0), 5), Distribution((10,), (0, 3), 40)],
+    "delay": [0, -0.25, 0.5, 0.75, 6, 1024.0, ExponentialDistribution.of([-1, 0, 3])],
+    "first-byte": [ExponentialDistribution.of([5]), ExponentialDistribution.of([0, 2, 9])],
     "code": [Map("code", {"200": 1}), Map("code", {"500": 0.5, "404": 2}), Map("code", {})],
     "queue": [Gauge(3), Gauge(-0.5), Gauge(math.inf)],
     "version": ["v1", "v2"],
@@ -116,6 +120,8 @@ ODD = [
     Map("place", {"x": 1}),
     Distribution((11,), (1, 0), 5),
     Distribution((10,), (1, 0), LARGEST),
+    ExponentialDistribution.of([LARGEST]),
+    ExponentialDistribution(0, zero_count=2**63),
     *[value for values in GOOD.values() for value in values],
 ]
 
@@ -131,10 +137,15 @@ class Raising:
         raise OSError("no metrics")
 
 
-good_metrics = st.one_of(
-    [st.tuples(st.just(name), st.sampled_from(values)) for name, values in GOOD.items()]
+# Deferred, as Hypothesis shows all values of a strategy that isn't.
+good_metrics = st.deferred(
+    lambda: st.one_of(
+        [st.tuples(st.just(name), st.sampled_from(values)) for name, values in GOOD.items()]
+    )
 )
-odd_metrics = st.tuples(st.sampled_from([*GOOD, "new", 5]), st.sampled_from(ODD))
+odd_metrics = st.deferred(
+    lambda: st.tuples(st.sampled_from([*GOOD, "new", 5]), st.sampled_from(ODD))
+)
 good_results = st.builds(
     Result,
     KEYS,
@@ -163,7 +174,7 @@ options = st.fixed_dictionaries(
         "max_map_keys": st.just(3),
         "max_metrics": st.sampled_from([4, 200]),
         "flush_timeout": st.sampled_from([0, 0.75, 2.5]),
-        "distributions": st.just({"latency": BOUNDS}),
+        "distributions": st.just({"latency": BOUNDS, "delay": Exponential(3)}),
     }
 )
 # The two channels' buffers, what is sent at once, and when it is cancelled, if at once.
@@ -194,6 +205,9 @@ def counts(export: EventMetrics) -> dict[Any, float]:
                 counts |= {(name, key): count for key, count in value.values.items()}
             case Distribution():
                 counts |= {(name, i): n for i, n in enumerate(value.bucket_counts)}
+            case ExponentialDistribution():
+                # Their buckets become coarser.
+                counts |= {(name, "all"): value.count, (name, 0): value.zero_count}
     return counts
 
 

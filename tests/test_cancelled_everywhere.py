@@ -332,7 +332,7 @@ class Probing:
     left: int = attrs.field(init=False, default=0)
 
     GONE = 1.6
-    END = 3.7
+    END = 2.7
 
     def __attrs_post_init__(self) -> None:
         self.prober = Prober(
@@ -517,7 +517,7 @@ class Wired:
             self.channels.append(exports)
             async with open_keeper(self.keeper, exports, grace=GRACE) as results:
                 self.channels.append(results)
-                with trio.move_on_after(2.35):
+                with trio.move_on_after(1.35):
                     await self.prober.run(results)
 
     async def play(self, interruption: Interruption) -> None:
@@ -528,7 +528,7 @@ class Wired:
         assert self.keeper.statistics().results_accepted == sent
         assert sum(self.received.values()) == sent
         assert not any(map(is_open, self.channels))
-        assert trio.current_time() <= 2.35 + GRACE
+        assert trio.current_time() <= 1.35 + GRACE
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "crash"])

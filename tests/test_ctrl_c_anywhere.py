@@ -347,15 +347,22 @@ def open_sockets() -> int:
     return found
 
 
-REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REQUEST = (
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic bmFtZTp4\r\n\r\n"
+)
+# Of "x", by little work.
+USERS = {
+    "name": "$scrypt$ln=1,r=1,p=1$wDXPTsboAyqP3MgUzW0zpA"
+    "$iUO5u0ftm1eLiblYEcGc1sP9cZzIZf3V1EtQCeicSGg"
+}
 
 
 @attrs.define(eq=False)
 class Serving:
-    """A server that is asked twice over one connection."""
+    """A server that is asked twice over one connection, with a password."""
 
     exporter: PrometheusExporter = attrs.field(
-        init=False, factory=partial(PrometheusExporter, 0)
+        init=False, factory=partial(PrometheusExporter, 0, users=USERS)
     )
     port: int | None = attrs.field(init=False, default=None)
     answers: int = attrs.field(init=False, default=0)

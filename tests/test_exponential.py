@@ -101,11 +101,12 @@ def test_the_sum_of_samples_is_finite():
     ("limit", "error", "message"),
     [
         (1, ValueError, "max_buckets must be >= 2, got 1"),
+        (1_001, ValueError, "max_buckets must be <= 1000, got 1001"),
         (2.0, TypeError, "max_buckets must be an integer, got 2.0"),
         (True, TypeError, "max_buckets must be an integer, got True"),
     ],
 )
-def test_two_buckets_are_the_least(limit, error, message):
+def test_there_are_two_to_a_thousand_buckets(limit, error, message):
     one = ExponentialDistribution.of([1])
     for make in (
         Exponential,
@@ -322,7 +323,7 @@ def test_subtracting_an_earlier_state_gives_the_later_samples(first, later, max_
     now = before.merge(ExponentialDistribution.of(later, max_buckets), max_buckets)
     since = now.subtract(before)
     assert since.count == len(later)
-    assert attrs.evolve(since.merge(before, 10_000), sum=now.sum, min=None, max=None) == (
+    assert attrs.evolve(since.merge(before, 1_000), sum=now.sum, min=None, max=None) == (
         attrs.evolve(now, min=None, max=None)
     )
     if first:
@@ -373,6 +374,15 @@ def test_classic_buckets_may_be_finer():
     classic = ExponentialDistribution.of([1.1, 1.3, 1.9]).classic(buckets_per_power=4)
     assert classic.bounds == pytest.approx((1, 2**0.25, 2**0.5, 2**0.75, 2))
     assert classic.bucket_counts == (0, 1, 1, 0, 1, 0)
+
+
+def test_classic_bounds_may_cover_more_than_was_observed():
+    classic = ExponentialDistribution.of([3, 5]).classic(covering=(0.5, 4))
+    assert classic == Distribution([0.5, 1, 2, 4, 8], [0, 0, 0, 1, 1, 0], 8)
+    nothing = ExponentialDistribution.of([]).classic(covering=(0.5, 2))
+    assert nothing == Distribution([0.5, 1, 2], [0, 0, 0, 0], 0)
+    signed = ExponentialDistribution.of([0, -1.5]).classic(2, covering=(1, 2))
+    assert signed.bounds == (-2, -(2**0.5), 0, 1, 2**0.5, 2)
 
 
 @pytest.mark.parametrize("number", [0, -1, 3, 6])

@@ -228,7 +228,7 @@ async def test_exports_that_become_stale_in_the_channel_are_taken_back(
     assert two.received[0] == [(f"here {number}", 2) for number in range(500)]
 
 
-async def test_when_no_more_targets_come_none_is_dropped(two, autojump_clock):
+async def test_without_further_exports_none_is_dropped(two, autojump_clock):
     await two.send(export("a", 1))
     await trio.sleep(1000)
     await two.listen(0)

@@ -18,7 +18,7 @@ from trio_statskeeper.testing import Hang, ScriptedProbe
 
 A, B = Endpoint("a"), Endpoint("b")
 
-# Of all kinds, and among them those that the keeper's own channels raise.
+# Of each kind, including those that the keeper's own channels raise.
 ERRORS = [
     OSError,
     SystemExit,
@@ -42,7 +42,7 @@ def returning(rubbish):
 
 
 class Breaking:
-    """A function that works until it is called for the `nth` time, and when mended."""
+    """A function that fails from its `nth` call on, until it is mended."""
 
     def __init__(self, works, nth, fault):
         self.works = works
@@ -70,7 +70,7 @@ class Run:
         self.keeper = keeper
         self.results, self._results = trio.open_memory_channel[ProbeResult](math.inf)
         self._exports, self.exports = trio.open_memory_channel[EventMetrics](exports_buffer)
-        # A keeper that does not end as it should is to fail its test, not to hang.
+        # A keeper that does not end fails its test instead of hanging.
         self.scope = trio.CancelScope(deadline=trio.current_time() + 100)
         self.sent = Counter()
         self.raised = None
@@ -98,14 +98,14 @@ class Run:
 
 
 def is_same(raised, error):
-    """Tell whether it is what was raised; Trio splits groups, which makes new ones."""
+    """Return whether `error` was raised; Trio splits groups, which makes new ones."""
     if isinstance(error, BaseExceptionGroup):
         return type(raised) is type(error) and raised.exceptions == error.exceptions
     return raised is error
 
 
 async def assert_nothing_is_lost(run):
-    """See that it left all closed and counted, and that another run counts on."""
+    """Assert that everything is closed and counted, and that another run counts on."""
     assert run.results.statistics().open_receive_channels == 0
     assert run.exports.statistics().open_send_channels == 0
     assert run.keeper.statistics().results_accepted == run.sent.total()
@@ -120,7 +120,7 @@ async def assert_nothing_is_lost(run):
 
 @attrs.frozen
 class Call:
-    """Which call of which function fails, and when that is."""
+    """Which call of which function fails, and when."""
 
     option: str
     works: Callable
@@ -169,7 +169,7 @@ CALLS = {
 
 @pytest.mark.parametrize("make_error", ERRORS)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_what_a_function_raises_leaves_run_as_it_is_and_costs_no_result(
+async def test_run_raises_what_a_function_raised_and_loses_no_result(
     autojump_clock, call, make_error
 ):
     error = make_error()
@@ -226,7 +226,7 @@ RUBBISH = {
         for number, rubbish in enumerate(RUBBISH[call.option])
     ],
 )
-async def test_what_a_function_must_not_return_leaves_run_as_an_error_and_costs_no_result(
+async def test_an_invalid_return_value_is_an_error_of_run_and_loses_no_result(
     autojump_clock, call, rubbish
 ):
     fault, error, message = rubbish
@@ -237,7 +237,7 @@ async def test_what_a_function_must_not_return_leaves_run_as_an_error_and_costs_
     await assert_nothing_is_lost(run)
 
 
-async def test_targets_that_fail_while_a_pass_waits_are_noticed_once_it_is_over(
+async def test_a_failure_of_targets_while_a_pass_waits_is_noticed_after_the_pass(
     autojump_clock,
 ):
     error = LookupError("no targets")
@@ -255,9 +255,7 @@ async def test_targets_that_fail_while_a_pass_waits_are_noticed_once_it_is_over(
 
 
 @pytest.mark.parametrize("make_error", ERRORS)
-async def test_a_clock_that_fails_only_once_ends_the_run_nevertheless(
-    autojump_clock, make_error
-):
+async def test_a_clock_that_fails_only_once_ends_the_run(autojump_clock, make_error):
     error = make_error()
 
     def fail_once():
@@ -272,7 +270,7 @@ async def test_a_clock_that_fails_only_once_ends_the_run_nevertheless(
     await assert_nothing_is_lost(run)
 
 
-async def test_a_clock_that_fails_at_a_first_result_ends_the_pass_that_waits(
+async def test_a_clock_that_fails_at_a_first_result_ends_a_waiting_pass(
     autojump_clock,
 ):
     error = LookupError("no time")
@@ -289,7 +287,7 @@ async def test_a_clock_that_fails_at_a_first_result_ends_the_pass_that_waits(
     await assert_nothing_is_lost(run)
 
 
-async def test_what_was_exported_before_a_label_fails_is_there(autojump_clock):
+async def test_exports_before_a_failing_label_are_received(autojump_clock):
     run = await run_until_it_breaks(Call("label", zone, 4), raising(LookupError()))
     assert [(e.timestamp, e.labels["dst"], e.metrics["total"]) for e in run.received()] == [
         (1, "a", 1),
@@ -298,7 +296,7 @@ async def test_what_was_exported_before_a_label_fails_is_there(autojump_clock):
     ]
 
 
-async def test_what_a_label_raises_waits_until_the_exports_before_it_are_taken(
+async def test_the_error_of_a_label_is_raised_after_the_exports_before_it_are_received(
     autojump_clock,
 ):
     error = LookupError("no zone")
@@ -317,7 +315,7 @@ async def test_what_a_label_raises_waits_until_the_exports_before_it_are_taken(
 
 @pytest.mark.parametrize("call", [Call("clock", int, 4), Call("label", zone, 2)])
 @pytest.mark.parametrize("make_error", ERRORS)
-async def test_what_is_raised_in_the_last_pass_leaves_run_and_costs_only_exports(
+async def test_an_exception_in_the_last_pass_is_raised_and_loses_only_exports(
     autojump_clock, call, make_error
 ):
     error = make_error()
@@ -331,7 +329,7 @@ async def test_what_is_raised_in_the_last_pass_leaves_run_and_costs_only_exports
 
 @pytest.mark.parametrize("call", [Call("clock", int, 4), Call("label", zone, 2)])
 @pytest.mark.parametrize("make_error", ERRORS)
-async def test_what_is_raised_in_the_flush_takes_the_place_of_the_cancellation(
+async def test_an_exception_in_the_flush_replaces_the_cancellation(
     autojump_clock, call, make_error
 ):
     error = make_error()
@@ -358,7 +356,7 @@ async def test_what_is_raised_in_the_flush_takes_the_place_of_the_cancellation(
         )
     ],
 )
-async def test_a_snapshot_that_fails_raises_and_changes_nothing(
+async def test_a_failing_snapshot_raises_and_changes_nothing(
     autojump_clock, call, fault, error
 ):
     run = Run(keeper_with(call, fault))
@@ -379,13 +377,13 @@ async def test_a_snapshot_that_fails_raises_and_changes_nothing(
 
 @attrs.frozen
 class Exiting(Result):
-    """A result that ends the program instead of telling its metrics."""
+    """A result that ends the program instead of returning its metrics."""
 
     def metrics(self):
         raise SystemExit
 
 
-async def test_a_result_that_ends_the_program_costs_no_other(autojump_clock):
+async def test_a_result_that_raises_system_exit_loses_no_other(autojump_clock):
     run = Run(make_keeper("ab"))
     run.send("a", "b")
     run.results.send_nowait(Exiting("a", {}))
@@ -456,7 +454,7 @@ def run_for_a_consumer(**options):
         (within_the_flush, "", trio.Cancelled, 1.5),
     ],
 )
-async def test_a_consumer_that_closes_its_channel_costs_only_exports(
+async def test_a_consumer_that_closes_its_channel_loses_only_exports(
     autojump_clock, phase, late, raised, at
 ):
     run = run_for_a_consumer(flush_timeout=5)
@@ -471,7 +469,7 @@ async def test_a_consumer_that_closes_its_channel_costs_only_exports(
 
 
 async def fail(run, phase):
-    """Be a consumer that closes its channel as it raises."""
+    """Consume, and close the channel with an exception."""
     with run.exports:
         await phase(run)
         raise LookupError
@@ -487,7 +485,7 @@ async def fail(run, phase):
         (within_the_last_pass, trio.BrokenResourceError),
     ],
 )
-async def test_a_consumer_that_raises_takes_the_keeper_along_and_costs_only_exports(
+async def test_a_consumer_that_raises_cancels_the_keeper_and_loses_only_exports(
     autojump_clock, phase, raised
 ):
     run = run_for_a_consumer()
@@ -499,7 +497,7 @@ async def test_a_consumer_that_raises_takes_the_keeper_along_and_costs_only_expo
     await assert_nothing_is_lost(run)
 
 
-async def test_what_a_consumer_raises_stands_beside_what_the_keeper_then_raises(
+async def test_the_exception_of_a_consumer_is_in_a_group_with_that_of_the_keeper(
     autojump_clock,
 ):
     run = run_for_a_consumer()
@@ -560,9 +558,7 @@ async def assert_it_is_over_and_can_run_again(prober, results):
 
 @pytest.mark.parametrize("make_error", ERRORS)
 @pytest.mark.parametrize(("nth", "at"), [(1, 0), (2, 1), (4, 3)])
-async def test_what_targets_raises_leaves_a_prober_as_it_is(
-    autojump_clock, nth, at, make_error
-):
+async def test_a_prober_raises_what_targets_raised(autojump_clock, nth, at, make_error):
     error = make_error()
     targets = Breaking(lambda: [A, B], nth, raising(error))
     prober = Prober(well, targets, interval=1, timeout=0.5, clock=trio.current_time)
@@ -575,9 +571,7 @@ async def test_what_targets_raises_leaves_a_prober_as_it_is(
 
 @pytest.mark.parametrize("rubbish", RUBBISH["targets"])
 @pytest.mark.parametrize(("nth", "at"), [(1, 0), (2, 1), (4, 3)])
-async def test_targets_that_a_prober_cannot_take_leave_it_as_an_error(
-    autojump_clock, nth, at, rubbish
-):
+async def test_invalid_targets_are_an_error_of_a_prober(autojump_clock, nth, at, rubbish):
     fault, error, message = rubbish
     targets = Breaking(lambda: [A, B], nth, fault)
     prober = Prober(well, targets, interval=1, timeout=0.5, clock=trio.current_time)
@@ -589,7 +583,7 @@ async def test_targets_that_a_prober_cannot_take_leave_it_as_an_error(
     await assert_it_is_over_and_can_run_again(prober, results)
 
 
-async def test_targets_that_fail_cancel_the_probes_that_run(autojump_clock):
+async def test_a_failure_of_targets_cancels_running_probes(autojump_clock):
     probe = ScriptedProbe([Hang()])
     targets = Breaking(lambda: [A, B], 2, raising(LookupError()))
     prober = Prober(probe, targets, interval=1, timeout=5, clock=trio.current_time)
@@ -601,7 +595,7 @@ async def test_targets_that_fail_cancel_the_probes_that_run(autojump_clock):
 
 
 class BaseError(BaseException):
-    """Something that is no Exception, as other frameworks' cancellations are."""
+    """Not an `Exception`, like the cancellations of other frameworks."""
 
 
 def grouped(error):
@@ -610,9 +604,7 @@ def grouped(error):
 
 @pytest.mark.parametrize("groups", [0, 1, 2])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, BaseError])
-async def test_what_is_no_exception_leaves_a_probe_and_the_prober_bare(
-    autojump_clock, kind, groups
-):
+async def test_a_base_exception_of_a_probe_is_raised_bare(autojump_clock, kind, groups):
     bare = error = kind()
     for _ in range(groups):
         error = grouped(error)
@@ -654,14 +646,14 @@ async def test_an_exception_that_trio_or_python_uses_is_a_failure_like_any_other
     prober = Prober(probe, lambda: [A], interval=1, timeout=0.5, clock=trio.current_time)
     send, results = trio.open_memory_channel[ProbeResult](math.inf)
     assert await raised_by(prober, send, within=2.99) is None
-    # Python lets no StopIteration leave a coroutine.
+    # Python does not let a coroutine raise StopIteration.
     name = "RuntimeError" if make_error is StopIteration else make_error.__name__
     for _ in range(3):
         metrics = results.receive_nowait().metrics()
         assert (metrics["failure"], metrics["error"]) == (1, Map("error", {name: 1}))
 
 
-async def test_a_probe_that_swallows_the_end_of_the_prober_does_not_prevent_it(
+async def test_a_probe_that_swallows_its_cancellation_does_not_keep_the_prober_running(
     autojump_clock,
 ):
     async def probe(endpoint):
@@ -688,7 +680,7 @@ async def test_a_probe_that_swallows_the_end_of_the_prober_does_not_prevent_it(
         (Map("dst", {"x": 1}), "map-name"),
     ],
 )
-async def test_a_run_that_returns_what_cannot_be_added_up_is_rejected_and_no_other(
+async def test_a_run_with_a_value_that_cannot_be_added_is_rejected_and_no_other(
     autojump_clock, rubbish, reason
 ):
     async def probe(endpoint):

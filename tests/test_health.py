@@ -147,9 +147,7 @@ SHORT_OF_FILES = an_oserror(errno.EMFILE)
         (caused_by(SHORT_OF_FILES, ProbeFailed("connect")), "OSError-EMFILE"),
     ],
 )
-async def test_what_this_machine_is_to_blame_for_is_inconclusive(
-    autojump_clock, error, key
-):
+async def test_failures_of_this_machine_are_inconclusive(autojump_clock, error, key):
     (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
     assert [metrics[count] for count in COUNTS] == [0, 0, 0, 0, 1]
     assert metrics["error"] == Map("error", {key: 1})
@@ -165,13 +163,13 @@ async def test_what_this_machine_is_to_blame_for_is_inconclusive(
         ExceptionGroup("", [ProbeFailed("first"), Inconclusive("second")]),
     ],
 )
-async def test_what_the_target_may_be_to_blame_for_is_a_failure(autojump_clock, error):
+async def test_errors_that_the_target_may_have_caused_are_failures(autojump_clock, error):
     (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
     assert [metrics[count] for count in COUNTS] == [1, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", [ProbeFailed, Inconclusive])
-async def test_the_metrics_that_a_probe_raises_are_those_of_its_run(autojump_clock, kind):
+async def test_metrics_of_an_exception_are_those_of_the_run(autojump_clock, kind):
     codes = Map("code", {"503": 1})
     error = kind("status-503", metrics={"resp-code": codes})
     (metrics,) = await probed(raising(itertools.repeat(error)), 0.99)
@@ -188,9 +186,7 @@ async def test_the_metrics_that_a_probe_raises_are_those_of_its_run(autojump_clo
         ({"__init__": lambda *_: None}, AttributeError),
     ],
 )
-async def test_a_subclass_that_breaks_what_it_inherits_is_a_failure(
-    autojump_clock, kind, attributes, error
-):
+async def test_a_broken_subclass_is_a_failure(autojump_clock, kind, attributes, error):
     broken = type("Broken", (kind,), attributes)("x")
     (metrics,) = await probed(raising(iter([broken])), 0.99)
     assert metrics["error"] == Map("error", {error.__name__: 1})
@@ -294,7 +290,9 @@ async def test_a_cause_that_is_different_each_time_does_not_flood_the_log(
     assert len(caplog.records) < 10
 
 
-async def test_a_failing_target_that_comes_and_goes_is_logged_once(autojump_clock, caplog):
+async def test_a_failing_target_that_is_delisted_and_returns_is_logged_once(
+    autojump_clock, caplog
+):
     listed = itertools.cycle(["a", "b"])
     await probed(raising(itertools.repeat(OSError("x"))), 20, lambda: next(listed))
     assert sorted(lines(caplog)) == [
@@ -328,7 +326,7 @@ async def test_many_targets_that_fail_at_once_are_logged_with_few_lines(
     assert lines(caplog)[-1] == "WARNING prober homepage: 1980 more lines were held back"
 
 
-async def test_lines_that_were_held_back_are_told_of_at_the_end_and_others_come_later(
+async def test_lines_that_were_held_back_are_counted_in_one_line_and_later_ones_are_logged(
     autojump_clock, caplog
 ):
     keys = [f"target {i}" for i in range(100)]
@@ -340,9 +338,7 @@ async def test_lines_that_were_held_back_are_told_of_at_the_end_and_others_come_
     assert len(caplog.records) == 2 * (_MAX_LINES + 1)
 
 
-async def test_what_is_not_logged_at_all_does_not_count_as_held_back(
-    autojump_clock, caplog
-):
+async def test_lines_below_the_log_level_do_not_count_as_held_back(autojump_clock, caplog):
     caplog.set_level(logging.ERROR, "trio_statskeeper")
     keys = [f"target {i}" for i in range(100)]
     await probed(ScriptedProbe([Fail(OSError("down"))]), 20, keys)
@@ -362,7 +358,7 @@ async def test_a_line_is_one_line_and_short_whatever_target_and_error_are(
     assert line.isprintable()
 
 
-async def test_an_error_that_cannot_be_shown_is_logged_nevertheless(autojump_clock, caplog):
+async def test_an_error_whose_repr_raises_is_logged(autojump_clock, caplog):
     class Mute(Exception):
         def __repr__(self) -> str:
             raise OSError("mute")
@@ -373,7 +369,7 @@ async def test_an_error_that_cannot_be_shown_is_logged_nevertheless(autojump_clo
     assert line.startswith("WARNING a: probe failed: <")
 
 
-async def test_a_log_that_raises_does_not_end_the_prober(autojump_clock):
+async def test_a_log_handler_that_raises_does_not_end_the_prober(autojump_clock):
     def fail(record: logging.LogRecord) -> bool:
         raise OSError("the log is full")
 
@@ -447,7 +443,7 @@ async def raise_as_time_is_up(error: BaseException) -> None:
         raise_as_time_is_up,
     ],
 )
-async def test_an_exception_that_is_raised_again_and_again_does_not_grow(
+async def test_an_exception_that_is_raised_repeatedly_does_not_grow(
     autojump_clock, how, error
 ):
     async def probe(endpoint: Endpoint) -> None:

@@ -632,7 +632,7 @@ async def test_a_bad_result_is_rejected_and_changes_no_total(autojump_clock, cap
     assert ["(error: 1)" in message for message in caplog.messages] == [True]
 
 
-async def test_a_result_that_changes_is_read_each_time_that_it_is_sent(
+async def test_a_mutable_result_is_read_each_time_that_it_is_sent(
     autojump_clock,
 ):
     told = iter(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-from decimal import Decimal
 
 import attrs
 import pytest
@@ -15,8 +14,16 @@ import trio
 from helpers import Result, make_keeper, one, running, totals
 from strategies import LARGEST
 
-from trio_statskeeper import Distribution, Endpoint, EventMetrics, Gauge, Map, StatsKeeper
-from trio_statskeeper._seconds import in_seconds
+from trio_statskeeper import (
+    Distribution,
+    Endpoint,
+    EventMetrics,
+    Exponential,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    StatsKeeper,
+)
 
 NAN = math.nan
 INF = math.inf
@@ -59,34 +66,24 @@ def test_the_bounds_of_distributions_are_numbers():
         make_keeper(distributions={"latency": "123"})
 
 
-SECONDS = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
-    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
-
-
-def test_latencies_have_bounds_from_half_a_millisecond_to_a_minute_by_default():
-    assert make_keeper().distributions == {"latency": SECONDS}
-
-
-@pytest.mark.parametrize("unit", [0.001, 1e-6, 1e-9, 0.1, 60, 0.3])
-def test_the_default_bounds_of_latencies_are_the_same_times_in_any_unit(unit):
-    (bounds,) = make_keeper(latency_unit=unit).distributions.values()
-    assert in_seconds(Distribution.of([], bounds), unit).bounds == pytest.approx(SECONDS)
-
-
-@pytest.mark.parametrize(
-    ("unit", "per_second"), [(1e-3, 10**3), (1e-6, 10**6), (1e-9, 10**9)]
-)
-def test_the_default_bounds_are_round_in_smaller_units_too(unit, per_second):
-    bounds = make_keeper(latency_unit=unit).distributions["latency"]
-    exact = [Decimal(repr(seconds)) * per_second for seconds in SECONDS]
-    assert list(bounds) == exact
+@pytest.mark.parametrize("bounds", [1, Exponential, None])
+def test_a_distribution_is_exponential_or_has_bounds(bounds):
+    with pytest.raises(TypeError) as caught:
+        make_keeper(distributions={"size": bounds})
+    assert str(caught.value) == (
+        "distributions['size'] must be Exponential() or a sequence of bounds, "
+        f"got {bounds!r}"
+    )
 
 
 async def test_latencies_are_a_distribution_by_default(autojump_clock):
     for options, expected in (
-        ({}, Distribution.of([0.25, 0.75], SECONDS)),
+        ({}, ExponentialDistribution.of([0.25, 0.75])),
+        ({"distributions": {"latency": [0.5]}}, Distribution([0.5], [1, 1], 1)),
+        (
+            {"distributions": {"latency": Exponential(2)}},
+            ExponentialDistribution.of([0.25, 0.75], 2),
+        ),
         ({"distributions": {}}, 1.0),
         ({"distributions": {"size": [1]}}, 1.0),
     ):
@@ -198,7 +195,7 @@ async def test_changing_a_sent_object_does_not_change_totals(autojump_clock):
     assert list(a.labels) == ["ptype", "probe", "dst", "env"]
 
 
-async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock):
+async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock, caplog):
     class Changing(Result):
         """A result that its sender changes one turn after it was received."""
 
@@ -228,6 +225,7 @@ async def test_a_result_that_waits_for_the_list_is_copied(autojump_clock):
         await trio.sleep(2.5)
         assert totals(run.received()) == {"late": 1}
     assert keeper.statistics().results_rejected == {"error": 1}
+    assert "target 'late': TypeError(" in caplog.text
 
 
 async def test_changing_the_list_of_targets_does_not_change_a_pass(

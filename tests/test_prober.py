@@ -57,14 +57,14 @@ async def test_each_target_is_probed_on_a_grid_of_its_own(autojump_clock, interv
         assert times(probe, key) == grid
 
 
-def test_the_place_within_the_interval_is_a_hash_of_the_key():
+def test_the_offset_within_the_interval_is_a_hash_of_the_key():
     assert offset_of("a") == pytest.approx(0.262589560)  # in any process
     tenths = Counter(int(offset_of(f"target {i}") * 10) for i in range(1_000))
     assert set(tenths) == set(range(10))
     assert max(tenths.values()) < 150
 
 
-async def test_a_list_that_changes_moves_nobody(autojump_clock):
+async def test_a_new_list_changes_no_offset(autojump_clock):
     probe = slow(0)
     others = [Endpoint(f"other {i}") for i in range(50)]
     listed = [A]
@@ -78,7 +78,7 @@ async def test_a_list_that_changes_moves_nobody(autojump_clock):
     assert times(probe, "other 7") == [2 + offset_of("other 7")]
 
 
-async def test_targets_are_asked_for_at_each_interval(autojump_clock):
+async def test_targets_is_called_at_each_interval(autojump_clock):
     asked = []
 
     def targets() -> list[Endpoint]:
@@ -90,7 +90,7 @@ async def test_targets_are_asked_for_at_each_interval(autojump_clock):
     assert asked == [0, 1, 2]
 
 
-async def test_targets_that_are_removed_as_their_runs_start_are_cancelled_too(
+async def test_runs_that_start_as_their_targets_are_delisted_are_cancelled_too(
     autojump_clock,
 ):
     listed = [Endpoint(f"target {i}") for i in range(20)]
@@ -104,7 +104,7 @@ async def test_targets_that_are_removed_as_their_runs_start_are_cancelled_too(
         assert prober.statistics().running == 0
 
 
-async def test_all_runs_of_a_removed_target_are_cancelled(autojump_clock):
+async def test_all_runs_of_a_delisted_target_are_cancelled(autojump_clock):
     listed = [A]
     prober = make_prober(hanging(), lambda: listed, timeout=10)
     async with running(prober):
@@ -115,7 +115,7 @@ async def test_all_runs_of_a_removed_target_are_cancelled(autojump_clock):
         assert prober.statistics().running == prober.statistics().targets == 0
 
 
-async def test_a_target_that_comes_and_goes_has_no_more_runs_at_once_for_it(autojump_clock):
+async def test_a_target_that_comes_and_goes_has_no_extra_runs_at_once(autojump_clock):
     called = []
 
     async def stubborn(endpoint: Endpoint) -> None:
@@ -133,7 +133,7 @@ async def test_a_target_that_comes_and_goes_has_no_more_runs_at_once_for_it(auto
     assert called == pytest.approx([offset_of("a") + k * 19.5 for k in range(3)])
 
 
-async def test_of_a_target_only_one_run_waits_also_when_it_has_waited_for_a_slot(
+async def test_only_one_run_of_a_target_waits_even_after_waiting_for_a_slot(
     autojump_clock,
 ):
     over = trio.Event()
@@ -167,7 +167,7 @@ async def test_stuck_runs_do_not_hold_up_other_targets(autojump_clock):
     assert successes == ["b"] * 4
 
 
-async def test_a_target_that_returns_is_probed_again_though_a_run_waited_when_it_left(
+async def test_a_target_that_returns_is_probed_again_even_if_a_run_waited_when_it_left(
     autojump_clock,
 ):
     listed = [A, B]
@@ -182,7 +182,7 @@ async def test_a_target_that_returns_is_probed_again_though_a_run_waited_when_it
     assert {key for time, key in probe.calls if time > 5} == {"a", "b"}
 
 
-async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
+async def test_delisting_a_target_cancels_its_run_and_no_other(
     autojump_clock,
 ):
     listed = [A, B]
@@ -199,7 +199,7 @@ async def test_a_removed_target_is_cancelled_and_the_others_are_not_disturbed(
 
 
 @pytest.mark.parametrize("waits_for", ["its target's slot", "max_concurrent", "results"])
-async def test_a_run_that_waits_ends_when_its_target_goes(autojump_clock, waits_for):
+async def test_a_waiting_run_ends_when_its_target_is_delisted(autojump_clock, waits_for):
     listed = [A, B]
     options: dict[str, Any] = {
         "its target's slot": {"timeout": 1},
@@ -217,7 +217,7 @@ async def test_a_run_that_waits_ends_when_its_target_goes(autojump_clock, waits_
         assert not prober._state.session.listing.leaving
 
 
-async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other():
+async def test_a_run_that_gets_a_slot_as_its_target_is_delisted_waits_for_no_other():
     slots, full = Slots(0), trio.Semaphore(0)
     run = Run(Target(A, 0))
     async with trio.open_nursery() as nursery:
@@ -235,7 +235,7 @@ async def test_a_run_that_gets_a_slot_just_as_its_target_goes_waits_for_no_other
     assert not probe.calls
 
 
-async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
+async def test_a_run_gets_the_newest_endpoint_of_its_key(autojump_clock):
     zones = []
     numbers = itertools.count()
 
@@ -251,7 +251,7 @@ async def test_a_run_sees_the_newest_endpoint_of_its_key(autojump_clock):
     assert zones == ["0", "1", "2"]
 
 
-async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_counted(
+async def test_of_two_targets_with_the_same_key_the_first_is_probed_and_the_other_counted(
     autojump_clock,
 ):
     async def probe(endpoint: Endpoint) -> None:
@@ -269,9 +269,7 @@ async def test_the_first_of_two_targets_with_one_key_is_probed_and_the_other_cou
 
 
 @pytest.mark.parametrize("seconds", [3.7, 3_600, 0.4])
-async def test_runs_due_while_the_loop_stood_still_are_missed_and_none_bursts(
-    autojump_clock, seconds
-):
+async def test_runs_due_during_a_stall_are_missed_without_a_burst(autojump_clock, seconds):
     keys = [str(i) for i in range(50)]
     probe = slow(0)
     prober = make_prober(probe, [Endpoint(key) for key in keys])
@@ -304,7 +302,7 @@ async def test_a_loop_that_is_always_late_loses_no_runs(autojump_clock):
     assert prober.statistics().runs_missed == 0
 
 
-async def test_stalls_at_the_same_place_of_each_interval_starve_no_target(autojump_clock):
+async def test_stalls_at_the_same_offset_of_each_interval_starve_no_target(autojump_clock):
     keys = [str(i) for i in range(50)]
     probe = slow(0)
     targets = [Endpoint(key) for key in keys]
@@ -316,7 +314,7 @@ async def test_stalls_at_the_same_place_of_each_interval_starve_no_target(autoju
     assert min(len(times(probe, key)) for key in keys) >= 4
 
 
-async def test_a_run_is_inconclusive_though_the_stall_begins_with_it(autojump_clock):
+async def test_a_run_is_inconclusive_even_if_the_stall_begins_with_it(autojump_clock):
     async def probe(endpoint: Endpoint) -> None:
         autojump_clock.jump(0.5)
         await trio.sleep(0.05)
@@ -327,7 +325,9 @@ async def test_a_run_is_inconclusive_though_the_stall_begins_with_it(autojump_cl
     assert [metrics["inconclusive"] for metrics in received] == [1] * len(received) != []
 
 
-async def test_what_a_probe_makes_of_a_cancellation_is_not_logged(autojump_clock, caplog):
+async def test_an_exception_that_replaces_a_cancellation_is_not_logged(
+    autojump_clock, caplog
+):
     async def probe(endpoint: Endpoint) -> None:
         try:
             await trio.sleep_forever()
@@ -339,7 +339,7 @@ async def test_what_a_probe_makes_of_a_cancellation_is_not_logged(autojump_clock
     assert caplog.messages == []
 
 
-async def test_even_in_a_loop_whose_every_turn_is_long_each_target_is_probed(
+async def test_each_target_is_probed_even_if_every_turn_of_the_loop_is_long(
     autojump_clock,
 ):
     keys = [str(i) for i in range(20)]
@@ -352,7 +352,7 @@ async def test_even_in_a_loop_whose_every_turn_is_long_each_target_is_probed(
     assert min(len(times(probe, key)) for key in keys) > 20
 
 
-async def test_targets_that_take_long_to_be_asked_for_make_no_runs_burst(autojump_clock):
+async def test_a_slow_targets_function_causes_no_burst_of_runs(autojump_clock):
     def targets() -> list[Endpoint]:
         autojump_clock.jump(0.7)
         return [A, B]
@@ -369,7 +369,7 @@ async def test_targets_that_take_long_to_be_asked_for_make_no_runs_burst(autojum
     ("stall", "metric"), [(0.2, "timeouts"), (0.8, "inconclusive"), (60, "inconclusive")]
 )
 @pytest.mark.parametrize("stubborn", [False, True])
-async def test_a_run_in_flight_over_a_stall_longer_than_its_timeout_is_inconclusive(
+async def test_a_run_in_flight_during_a_stall_longer_than_its_timeout_is_inconclusive(
     autojump_clock, caplog, stall, metric, stubborn
 ):
     async def probe(endpoint: Endpoint) -> None:
@@ -391,7 +391,7 @@ async def test_a_run_in_flight_over_a_stall_longer_than_its_timeout_is_inconclus
     assert len(caplog.records) == (metric == "timeouts")
 
 
-async def test_a_run_that_was_started_but_had_not_begun_before_a_stall_is_missed(
+async def test_a_run_that_had_not_begun_before_a_stall_is_missed(
     autojump_clock,
 ):
     class Stopping(trio.abc.Instrument):
@@ -424,7 +424,7 @@ async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
     assert 15 <= rounds <= 50
 
 
-async def test_many_targets_that_come_and_go_are_gone_through_in_steps(
+async def test_many_targets_that_come_and_go_are_processed_in_steps(
     autojump_clock, monkeypatch
 ):
     monkeypatch.setattr(_pacing, "perf_counter", itertools.count().__next__)
@@ -469,7 +469,7 @@ async def test_a_run_is_cancelled_at_the_timeout(autojump_clock):
 @pytest.mark.parametrize(
     ("interval", "timeout"), [(1, 0.7), (0.5, 0.3), (1, 0.1), (0.1, 0.1), (0.1, 0.3)]
 )
-async def test_no_rounding_makes_a_timeout_a_success_or_a_run_late(
+async def test_rounding_makes_no_timeout_a_success_and_no_run_late(
     autojump_clock, interval, timeout
 ):
     await trio.sleep(12_345.678)
@@ -482,7 +482,7 @@ async def test_no_rounding_makes_a_timeout_a_success_or_a_run_late(
     assert prober.statistics().runs_late == prober.statistics().runs_missed == 0
 
 
-async def test_a_run_that_begins_a_little_late_ends_in_time_nevertheless(autojump_clock):
+async def test_a_run_that_begins_slightly_late_still_ends_in_time(autojump_clock):
     due = offset_of("a")
     prober = make_prober(hanging(), timeout=0.5)
     async with running(prober) as run:
@@ -493,7 +493,7 @@ async def test_a_run_that_begins_a_little_late_ends_in_time_nevertheless(autojum
     assert prober.statistics().runs_late == 0
 
 
-async def test_a_run_that_begins_late_has_its_whole_time(autojump_clock):
+async def test_a_run_that_begins_late_has_its_full_timeout(autojump_clock):
     due = offset_of("a")
     prober = make_prober(hanging(), timeout=0.5)
     async with running(prober) as run:
@@ -506,7 +506,7 @@ async def test_a_run_that_begins_late_has_its_whole_time(autojump_clock):
     assert prober.statistics().runs_late == 1
 
 
-async def test_a_probe_that_raises_as_its_time_is_up_has_timed_out(autojump_clock):
+async def test_a_probe_that_raises_at_its_deadline_has_timed_out(autojump_clock):
     async def probe(endpoint: Endpoint) -> None:
         await raise_when_cancelled()
 
@@ -517,7 +517,7 @@ async def test_a_probe_that_raises_as_its_time_is_up_has_timed_out(autojump_cloc
     assert metrics["error"] == Map("error", {"timeout": 1})
 
 
-async def test_what_a_probe_returns_after_its_time_does_not_count(autojump_clock):
+async def test_what_a_probe_returns_after_its_deadline_does_not_count(autojump_clock):
     async def probe(endpoint: Endpoint) -> dict:
         with trio.CancelScope(shield=True):
             await trio.sleep(0.6)
@@ -542,7 +542,7 @@ async def test_what_a_probe_returns_after_its_time_does_not_count(autojump_clock
         (1.1, 0.1, 11),
     ],
 )
-async def test_no_more_runs_of_a_target_overlap_than_the_timeout_has_intervals(
+async def test_at_most_as_many_runs_of_a_target_overlap_as_the_timeout_has_intervals(
     autojump_clock, timeout, interval, overlap
 ):
     at_once = most = 0
@@ -610,7 +610,7 @@ async def test_a_stuck_run_delays_no_other_target(autojump_clock):
     assert sorted(counted) == [("a", 0), *[("b", 1)] * 10]
 
 
-async def test_a_stuck_run_whose_result_nobody_takes_is_not_followed_by_another(
+async def test_a_stuck_run_whose_result_is_not_received_is_not_followed_by_another(
     autojump_clock,
 ):
     async def stubborn(endpoint: Endpoint) -> None:
@@ -657,7 +657,7 @@ async def test_a_cancelled_prober_waits_for_a_stuck_run_whose_result_it_has_sent
     assert [metrics["timeouts"] for _, metrics in run.received()] == [1]
 
 
-async def test_what_ends_the_program_does_so_from_a_stuck_run_too(autojump_clock):
+async def test_a_system_exit_in_a_stuck_run_ends_the_program_too(autojump_clock):
     async def stubborn(endpoint: Endpoint) -> None:
         with trio.CancelScope(shield=True):
             await trio.sleep(2)
@@ -685,7 +685,7 @@ async def test_many_stuck_runs_have_one_result_each(autojump_clock):
     assert prober.statistics().results_sent == counted.total()
 
 
-async def test_many_runs_that_get_stuck_at_once_are_given_up_in_steps(autojump_clock):
+async def test_many_runs_that_get_stuck_at_once_are_abandoned_in_steps(autojump_clock):
     over = trio.Event()
 
     async def stubborn(endpoint: Endpoint) -> None:
@@ -765,7 +765,7 @@ async def test_an_error_beside_a_cancellation_from_outside_does_not_end_the_nurs
 # What a run counts
 
 
-async def test_a_run_that_succeeds(autojump_clock):
+async def test_a_run_that_succeeds_has_a_latency_and_no_error(autojump_clock):
     async with running(make_prober(slow())) as run:
         await trio.sleep(0.99)
         assert run.received() == [
@@ -812,7 +812,7 @@ async def raise_a_group_of_ones_own(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     "probe", [failing, raise_a_group, raise_nested_groups, raise_a_group_of_ones_own]
 )
-async def test_a_run_that_raises_has_failed_and_harms_no_other(autojump_clock, probe):
+async def test_a_run_that_raises_has_failed_and_affects_no_other(autojump_clock, probe):
     async with running(make_prober(probe)) as run:
         await trio.sleep(1.99)
         assert (
@@ -834,7 +834,7 @@ async def test_a_run_that_raises_has_failed_and_harms_no_other(autojump_clock, p
         )
 
 
-async def test_what_a_probe_returns_is_added(autojump_clock):
+async def test_metrics_that_a_probe_returns_are_added(autojump_clock):
     further = {"resp-code": Map("code", {"200": 1}), "cert-expiry": Gauge(86_400)}
 
     async def probe(endpoint: Endpoint) -> dict:
@@ -885,7 +885,7 @@ class Unreadable(Mapping[str, int]):
         (Unreadable(), "OSError", "no value"),
     ],
 )
-async def test_a_probe_that_returns_what_it_must_not_has_failed(
+async def test_a_probe_that_returns_an_invalid_object_has_failed(
     autojump_clock, caplog, returned, error, message
 ):
     async def probe(endpoint: Endpoint) -> Any:
@@ -936,7 +936,7 @@ async def test_no_more_probes_run_at_once_than_allowed(autojump_clock):
     assert 0 <= 10 * 50 - statistics.results_sent - statistics.runs_missed <= 2 * 50
 
 
-async def test_results_wait_for_no_limit(autojump_clock):
+async def test_waiting_results_do_not_count_towards_the_limit(autojump_clock):
     prober = make_prober(slow(), [A, B], max_concurrent=1)
     async with running(prober, buffer=0):
         await trio.sleep(5)
@@ -950,7 +950,9 @@ async def test_results_wait_for_no_limit(autojump_clock):
 # How it ends
 
 
-async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
+async def test_when_cancelled_it_closes_its_channel_and_raises_a_bare_cancelled(
+    autojump_clock,
+):
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     with trio.move_on_after(1.5) as scope, pytest.raises(trio.Cancelled):
         await make_prober(hanging(), timeout=5).run(results_send)
@@ -959,7 +961,7 @@ async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
         results_receive.receive_nowait()
 
 
-async def test_when_nobody_listens_it_ends_with_a_bare_error(autojump_clock):
+async def test_when_all_receivers_are_closed_it_raises_a_bare_error(autojump_clock):
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     results_receive.close()
     with pytest.raises(trio.BrokenResourceError):
@@ -967,7 +969,7 @@ async def test_when_nobody_listens_it_ends_with_a_bare_error(autojump_clock):
 
 
 @pytest.mark.parametrize("nth", [1, 3])
-async def test_what_targets_raises_leaves_run_bare(autojump_clock, nth):
+async def test_exceptions_of_targets_are_raised_bare(autojump_clock, nth):
     calls = itertools.count(1)
 
     def targets() -> list[Endpoint]:
@@ -981,14 +983,14 @@ async def test_what_targets_raises_leaves_run_bare(autojump_clock, nth):
     assert trio.current_time() == nth - 1
 
 
-async def test_targets_that_are_no_endpoints_are_an_error(autojump_clock):
+async def test_targets_that_are_not_endpoints_are_an_error(autojump_clock):
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
     with results_receive, pytest.raises(TypeError, match="must be Endpoints, got 'a'"):
         await make_prober(well, ["a"]).run(results_send)
 
 
 @pytest.mark.parametrize("exit_error", [KeyboardInterrupt, SystemExit])
-async def test_what_ends_the_program_is_raised_though_another_exception_came_first(
+async def test_a_system_exit_is_raised_even_if_another_exception_came_first(
     autojump_clock, caplog, exit_error
 ):
     async def probe(endpoint: Endpoint) -> None:
@@ -1009,7 +1011,7 @@ async def test_what_ends_the_program_is_raised_though_another_exception_came_fir
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_a_keyboard_interrupt_in_a_probe_passes_through_bare(autojump_clock, grouped):
+async def test_a_keyboard_interrupt_in_a_probe_is_raised_bare(autojump_clock, grouped):
     async def probe(endpoint: Endpoint) -> None:
         await trio.lowlevel.checkpoint()
         if grouped:
@@ -1056,7 +1058,7 @@ def test_ctrl_c_at_any_line_that_starts_a_run_ends_the_program(nth):
     assert type(error) is KeyboardInterrupt
 
 
-async def test_user_code_can_be_interrupted_and_the_probers_own_cannot(autojump_clock):
+async def test_ctrl_c_interrupts_user_code_but_not_the_probers_own(autojump_clock):
     protected = []
 
     def targets() -> list[Endpoint]:
@@ -1072,7 +1074,7 @@ async def test_user_code_can_be_interrupted_and_the_probers_own_cannot(autojump_
     assert protected == [False] * 4
 
 
-async def test_a_keyboard_interrupt_beside_a_cancellation_is_not_lost(autojump_clock):
+async def test_a_keyboard_interrupt_during_a_cancellation_is_not_lost(autojump_clock):
     async def interrupted() -> None:
         try:
             await trio.sleep_forever()
@@ -1089,7 +1091,7 @@ async def test_a_keyboard_interrupt_beside_a_cancellation_is_not_lost(autojump_c
         await make_prober(probe, timeout=5).run(results_send)
 
 
-async def test_probes_that_raise_as_they_are_cancelled_leave_the_cancellation_bare(
+async def test_probes_that_raise_when_cancelled_leave_the_cancellation_bare(
     autojump_clock, caplog
 ):
     async def probe(endpoint: Endpoint) -> None:
@@ -1105,7 +1107,7 @@ async def test_probes_that_raise_as_they_are_cancelled_leave_the_cancellation_ba
     assert prober.statistics().running == 0
 
 
-async def test_many_runs_that_find_nobody_listening_raise_one_error_and_log_none(
+async def test_many_runs_without_a_receiver_raise_one_error_and_log_none(
     autojump_clock, caplog
 ):
     async def run() -> None:
@@ -1154,14 +1156,14 @@ async def test_another_run_may_have_other_targets(autojump_clock):
     assert {key for time, key in probe.calls if time > second} == {"b"}
 
 
-async def test_nothing_is_kept_of_runs_that_are_over(autojump_clock):
+async def test_finished_runs_are_not_kept(autojump_clock):
     prober = make_prober(slow())
     async with running(prober):
         await trio.sleep(50.99)
         assert len(prober._state.session.listing.targets["a"].runs) == 0
 
 
-async def test_a_list_of_targets_that_changes_as_it_is_gone_through_does_no_harm(
+async def test_a_list_of_targets_may_change_while_the_prober_goes_through_it(
     autojump_clock,
 ):
     listed = [Endpoint(f"target {i}") for i in range(1_000)]
@@ -1182,7 +1184,7 @@ async def test_a_list_of_targets_that_changes_as_it_is_gone_through_does_no_harm
         assert len(run.received()) > 900
 
 
-async def test_with_a_keeper_all_is_exact(autojump_clock):
+async def test_with_a_keeper_all_counts_are_exact(autojump_clock):
     keeper = StatsKeeper("tcp", "x", lambda: [A, B], export_interval=1)
     prober = make_prober(slow(), [A, B], interval=0.25)
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)
@@ -1204,12 +1206,12 @@ async def test_with_a_keeper_all_is_exact(autojump_clock):
 @pytest.mark.parametrize("option", ["interval", "timeout"])
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
 def test_seconds_that_are_not_finite_and_above_zero_are_refused(option, seconds):
-    with pytest.raises(ValueError, match=f"{option} must be finite and above 0"):
+    with pytest.raises(ValueError, match=f"{option} must be finite and > 0"):
         make_prober(well, **{option: seconds})
 
 
 @pytest.mark.parametrize("option", ["interval", "timeout"])
-def test_seconds_that_are_no_number_are_refused(option):
+def test_seconds_that_are_not_a_number_are_refused(option):
     with pytest.raises(TypeError, match=f"{option} must be a number, got '1'"):
         make_prober(well, **{option: "1"})
 
@@ -1219,7 +1221,7 @@ class AsyncCallable:
         await well(endpoint)
 
 
-def test_what_is_no_probe_is_refused_and_quoted():
+def test_an_object_that_is_not_a_probe_is_refused_and_quoted():
     with pytest.raises(TypeError, match="of an endpoint, got 7; for further arguments"):
         make_prober(7)
 
@@ -1242,7 +1244,7 @@ def test_any_async_callable_is_a_probe(probe):
     ("limit", "error"),
     [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)],
 )
-def test_a_limit_that_is_no_whole_number_above_zero_is_refused(limit, error):
+def test_a_limit_that_is_not_a_positive_integer_is_refused(limit, error):
     with pytest.raises(error, match="max_concurrent"):
         make_prober(well, max_concurrent=limit)
 
@@ -1264,11 +1266,11 @@ async def test_if_targets_raise_at_the_start_started_is_not_called(autojump_cloc
             pytest.fail("started")
 
 
-def test_a_key_may_hold_any_characters():
+def test_a_key_may_have_any_characters():
     assert 0 <= offset_of("\udc80") < 1
 
 
 @pytest.mark.parametrize("targets", ["a", A, None, ["a"]])
-def test_what_is_not_targets_is_refused(targets):
+def test_an_object_that_is_not_targets_is_refused(targets):
     with pytest.raises(TypeError, match="targets must be"):
         Prober(well, targets, interval=1, timeout=1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import prometheus_client
@@ -33,7 +35,15 @@ from scraping import (
 from strategies import texts, values
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map, Prober, _pacing
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+    Prober,
+    _pacing,
+)
 from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter, _page, _server
 
 LATENCY = "Distribution of latency over all probe runs, in seconds."
@@ -97,6 +107,37 @@ async def test_latencies_are_shown_in_seconds():
         f"probe_latency_seconds_count{{{IN_TEXT}}} 1",
         f"probe_a_latency_seconds_total{{{IN_TEXT}}} 0.003",
     ]
+
+
+async def test_an_exponential_distribution_has_classic_buckets():
+    exporter = PrometheusExporter(buckets_per_power=2)
+    size = ExponentialDistribution.of([0, 1, 1.2, 1.9])
+    await feed(exporter, export({"size": size}))
+    assert await samples(exporter) == [
+        f'probe_size_bucket{{{IN_TEXT},le="0.0"}} 1',
+        f'probe_size_bucket{{{IN_TEXT},le="{2**-0.5}"}} 1',
+        f'probe_size_bucket{{{IN_TEXT},le="1.0"}} 2',
+        f'probe_size_bucket{{{IN_TEXT},le="{2**0.5}"}} 3',
+        f'probe_size_bucket{{{IN_TEXT},le="2.0"}} 4',
+        f'probe_size_bucket{{{IN_TEXT},le="+Inf"}} 4',
+        f"probe_size_sum{{{IN_TEXT}}} 4.1",
+        f"probe_size_count{{{IN_TEXT}}} 4",
+    ]
+
+
+async def test_buckets_of_latencies_can_be_summed_over_targets():
+    exporter = PrometheusExporter()
+    for name, latency in ("a", 0.003), ("b", 12.0), ("c", 0.2):
+        metrics = {"latency": ExponentialDistribution.of([latency])}
+        await feed(exporter, export(metrics, dst=name))
+    sums: Counter[str] = Counter()
+    for line in await samples(exporter):
+        if found := re.search(r'le="(.*)"} (\d+)', line):
+            sums[found[1]] += int(found[2])
+    bounds = [repr(2.0**n) for n in range(-14, 7)]
+    assert list(sums) == [*bounds, "+Inf"]
+    below = [sum(n <= bound for n in (0.003, 0.2, 12)) for bound in map(float, sums)]
+    assert list(sums.values()) == below
 
 
 async def test_the_samples_of_all_targets_are_together_under_one_heading():
@@ -377,6 +418,34 @@ async def test_a_target_stays_even_if_passes_take_longer_than_three_intervals(
         await come("b", at)
     await trio.sleep(1.6)
     assert {line[line.index("dst") + 5] for line in await samples(exporter)} == set("bcd")
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("name[]=probe_total", {"probe_total"}),
+        ("name[]=probe_d", {"probe_d"}),
+        ("name[]=probe_d_bucket&name[]=probe_g", {"probe_d", "probe_g"}),
+        ("name%5B%5D=probe_v_info", {"probe_v_info"}),
+        (
+            "name[]=statskeeper_results_accepted_total",
+            {"statskeeper_results_accepted_total"},
+        ),
+        ("name[]=probe", {"probe_total"}),
+        ("name[]=probe_", set()),
+        ("name[]=", {"probe_total", "probe_d", "probe_g", "probe_v_info"}),
+        ("name=probe_total", {"probe_total", "probe_d", "probe_g", "probe_v_info"}),
+    ],
+)
+async def test_a_scrape_may_ask_for_some_families_by_names_of_their_samples(query, shown):
+    exporter = PrometheusExporter(statistics_of=[make_keeper()])
+    metrics = {"total": 1, "d": Distribution([1], [0, 1], 2), "g": Gauge(1), "v": "1"}
+    await feed(exporter, export(metrics))
+    _, _, text = await scrape(exporter, f"/metrics?{query}")
+    found = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    if "statskeeper" not in query:
+        found = {name for name in found if not name.startswith("statskeeper")}
+    assert found == shown
 
 
 async def test_memory_is_bounded_without_scrapes(autojump_clock):

@@ -23,7 +23,7 @@ async def run_once(prober: Prober) -> list[tuple[str, dict]]:
     return [(result.target, dict(result.metrics())) async for result in results]
 
 
-async def test_each_target_is_probed_once_at_once_and_then_the_channel_is_closed(
+async def test_each_target_is_probed_once_without_delay_and_then_the_channel_is_closed(
     autojump_clock,
 ):
     await trio.sleep(12_345.678)
@@ -59,7 +59,7 @@ async def test_no_more_probes_run_at_once_than_allowed_and_none_is_called_late(
     assert prober.statistics().runs_late == prober.statistics().runs_missed == 0
 
 
-async def test_the_first_of_two_targets_with_one_key_is_probed(autojump_clock):
+async def test_of_two_targets_with_the_same_key_the_first_is_probed(autojump_clock):
     prober = make_prober(well, [A, B, Endpoint("a")])
     assert len(await run_once(prober)) == 2
     assert prober.statistics().duplicate_targets == 1
@@ -118,7 +118,7 @@ async def test_many_targets_are_started_in_steps(autojump_clock, monkeypatch):
     assert max(steps) <= 2 * 25
 
 
-async def test_it_may_run_again_and_on(autojump_clock):
+async def test_it_may_run_again_and_run_may_follow(autojump_clock):
     prober = make_prober(well, [A, B])
     assert len(await run_once(prober)) == 2
     assert len(await run_once(prober)) == 2
@@ -147,7 +147,9 @@ async def test_the_prober_does_not_run_beside_it(autojump_clock):
         assert (await results.receive()).metrics() == _TIMED_OUT
 
 
-async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
+async def test_when_cancelled_it_closes_its_channel_and_raises_a_bare_cancelled(
+    autojump_clock,
+):
     send, results = trio.open_memory_channel[ProbeResult](1)
     with trio.move_on_after(0.25), pytest.raises(trio.Cancelled):
         await make_prober(hanging()).run_once(send)
@@ -155,14 +157,14 @@ async def test_cancelled_it_closes_its_channel_and_leaves_bare(autojump_clock):
         results.receive_nowait()
 
 
-async def test_when_nobody_listens_it_ends_with_a_bare_error(autojump_clock):
+async def test_when_all_receivers_are_closed_it_raises_a_bare_error(autojump_clock):
     send, results = trio.open_memory_channel[ProbeResult](1)
     results.close()
     with pytest.raises(trio.BrokenResourceError):
         await make_prober(slow(), TARGETS).run_once(send)
 
 
-async def test_what_targets_raises_leaves_it_bare(autojump_clock):
+async def test_exceptions_of_targets_are_raised_bare(autojump_clock):
     def targets() -> list[Endpoint]:
         raise LookupError("no targets")
 

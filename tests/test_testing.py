@@ -35,14 +35,14 @@ async def send_every_second(exports: trio.MemorySendChannel[EventMetrics], count
 # receive_exports
 
 
-async def test_as_many_exports_are_received_as_asked_for_and_no_more(autojump_clock):
+async def test_exactly_as_many_exports_are_received_as_asked_for(autojump_clock):
     send, receive = trio.open_memory_channel[EventMetrics](10)
     await send_every_second(send, 5)
     assert by_metric(await receive_exports(receive, 3)) == {"total": {"a": [1, 2, 3]}}
     assert by_metric(await receive_exports(receive, 2)) == {"total": {"a": [4, 5]}}
 
 
-async def test_exports_that_have_not_come_yet_are_waited_for(autojump_clock):
+async def test_exports_that_have_not_arrived_yet_are_waited_for(autojump_clock):
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_every_second, send, 59)
@@ -50,7 +50,9 @@ async def test_exports_that_have_not_come_yet_are_waited_for(autojump_clock):
     assert trio.current_time() == 59
 
 
-async def test_exports_that_do_not_come_in_time_fail_with_those_that_came(autojump_clock):
+async def test_exports_that_do_not_arrive_in_time_are_an_error_that_shows_those_that_did(
+    autojump_clock,
+):
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_every_second, send, 2)
@@ -71,7 +73,9 @@ async def test_a_minute_is_waited_for_exports_unless_told_otherwise(autojump_clo
     assert trio.current_time() == 60
 
 
-async def test_exports_that_end_too_early_fail_at_once_with_those_that_came(autojump_clock):
+async def test_exports_that_end_too_early_are_an_error_that_shows_those_that_arrived(
+    autojump_clock,
+):
     send, receive = trio.open_memory_channel[EventMetrics](1)
     await send_every_second(send, 1)
     send.close()
@@ -119,7 +123,7 @@ def test_no_exports_have_no_metrics():
 # ScriptedProbe
 
 
-async def test_a_scripted_probe_does_one_step_a_call_and_then_repeats_the_last(
+async def test_a_scripted_probe_does_one_step_per_call_and_then_repeats_the_last(
     autojump_clock,
 ):
     probe = ScriptedProbe([Succeed(), Succeed({"size": 1}), Succeed({"size": 2})])
@@ -133,7 +137,7 @@ async def test_each_endpoint_follows_the_script_from_its_beginning(autojump_cloc
     assert [metrics["size"] for metrics in returned] == [1, 2, 1, 2, 2]
 
 
-async def test_a_scripted_probe_tells_when_it_was_called_and_for_which_endpoint(
+async def test_a_scripted_probe_records_when_it_was_called_and_for_which_endpoint(
     autojump_clock,
 ):
     probe = ScriptedProbe([Succeed(after=0.5), Succeed(after=2)])
@@ -151,9 +155,7 @@ async def test_a_scripted_probe_tells_when_it_was_called_and_for_which_endpoint(
         Inconclusive("no route"),
     ],
 )
-async def test_a_step_that_fails_raises_its_error_when_its_time_is_over(
-    autojump_clock, error
-):
+async def test_a_step_that_fails_raises_its_error_after_its_time(autojump_clock, error):
     probe = ScriptedProbe([Fail(error, after=0.25)])
     for end in (0.25, 0.5):
         with pytest.raises(type(error)) as caught:
@@ -184,7 +186,7 @@ async def test_each_step_lets_others_run(autojump_clock, step):
     assert scope.cancelled_caught
 
 
-def test_the_metrics_of_a_step_do_not_change_with_what_they_were_made_of():
+def test_changing_the_mapping_given_to_a_step_does_not_change_its_metrics():
     given = {"size": 1}
     step = Succeed(given)
     given["size"] = 2
@@ -243,7 +245,7 @@ def test_a_script_consists_of_steps(step):
         ScriptedProbe([Succeed(), step])
 
 
-def test_a_script_does_not_change_with_what_it_was_made_of():
+def test_changing_the_list_given_as_a_script_does_not_change_it():
     given = [Succeed()]
     probe = ScriptedProbe(given)
     given.append(Hang())

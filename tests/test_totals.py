@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from strategies import LARGEST, LARGEST_WHOLE, counts
 
 from trio_statskeeper import Distribution, Endpoint, Gauge, Map, Value, _rows
-from trio_statskeeper._aggregation import AggregationRules, Row
+from trio_statskeeper._aggregation import AggregationRules
+from trio_statskeeper._row import Row
 from trio_statskeeper._rows import FIRST_NUMBER, SAVED, metrics
 from trio_statskeeper._totals import Totals
 

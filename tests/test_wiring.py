@@ -120,7 +120,7 @@ async def sleeps() -> None:
         (sleeps, None),  # until a deadline outside passes
     ],
 )
-def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
+def test_however_the_block_ends_the_last_totals_are_exported_first(end, raised):
     async def main() -> None:
         with trio.move_on_after(1.75 if end is sleeps else 100) as scope:
             async with (
@@ -146,7 +146,7 @@ def test_however_the_block_ends_the_last_totals_are_put_out_first(end, raised):
     assert recorder.totals == {"a": 2, "b": 1}
 
 
-async def test_the_end_comes_from_the_probes_to_the_outputs(autojump_clock):
+async def test_results_end_before_exports_and_exports_before_outputs(autojump_clock):
     happened: list[str] = []
 
     class Log(Recorder):
@@ -176,7 +176,7 @@ async def test_the_end_comes_from_the_probes_to_the_outputs(autojump_clock):
     assert happened == ["targets listed"] * 2 + ["output has returned with {'a': 1}"]
 
 
-async def test_nothing_to_send_takes_no_time(autojump_clock):
+async def test_without_targets_the_end_takes_no_time(autojump_clock):
     recorder = Recorder()
     async with (
         open_outputs(recorder.run) as exports,
@@ -204,7 +204,7 @@ async def test_several_keepers_share_the_outputs(autojump_clock):
     assert recorder.totals == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_a_prober_may_be_all_of_the_block(autojump_clock):
+async def test_the_block_may_consist_of_a_prober(autojump_clock):
     async def probe(endpoint: Endpoint) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -270,7 +270,7 @@ async def test_an_output_that_took_all_but_did_not_return_is_named_too(
     assert "lingering: was cancelled before it returned; 0 exports" in message
 
 
-async def test_without_a_grace_an_output_is_named_though_not_all_was_passed_on_to_it(
+async def test_without_a_grace_an_output_is_named_even_if_exports_had_not_reached_it(
     autojump_clock, caplog, monkeypatch
 ):
     monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
@@ -463,7 +463,7 @@ async def test_the_block_does_not_begin_if_it_is_cancelled_at_once(autojump_cloc
         ((stuck,), None, TypeError, "grace must be a number, got None"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_the_call(outputs, grace, error, message):
+def test_invalid_arguments_are_refused_at_the_call(outputs, grace, error, message):
     with pytest.raises(error, match=message):
         open_outputs(*outputs, grace=grace)
 
@@ -504,7 +504,7 @@ async def fail_upon_cancellation() -> None:
         raise RuntimeError("cleanup")
 
 
-async def test_what_a_nursery_in_the_block_raises_upon_its_end_hides_no_bug(
+async def test_an_error_of_a_cancelled_nursery_in_the_block_hides_no_bug_of_an_output(
     autojump_clock, caplog
 ):
     async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
@@ -524,7 +524,7 @@ async def test_what_a_nursery_in_the_block_raises_upon_its_end_hides_no_bug(
     assert "RuntimeError('cleanup')" in message
 
 
-async def test_no_cancelled_leaves_with_what_an_outputs_nursery_raises(autojump_clock):
+async def test_the_group_of_an_outputs_nursery_has_no_cancelled(autojump_clock):
     async def output(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_upon_cancellation)
@@ -536,7 +536,7 @@ async def test_no_cancelled_leaves_with_what_an_outputs_nursery_raises(autojump_
     assert trio.current_time() == 5
 
 
-async def test_what_is_raised_is_gone_with_the_last_reference_to_it(autojump_clock):
+async def test_a_raised_exception_is_freed_with_its_last_reference(autojump_clock):
     class BugError(Exception):
         """One that can be referred to weakly."""
 
@@ -571,7 +571,7 @@ async def send_on(results: trio.MemorySendChannel[ProbeResult]) -> None:
 
 
 @pytest.mark.parametrize("in_nursery", [False, True])
-async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_channel(
+async def test_an_exception_of_targets_is_raised_even_if_senders_see_a_broken_channel(
     autojump_clock, caplog, in_nursery
 ):
     def targets() -> list[Endpoint]:
@@ -594,7 +594,7 @@ async def test_targets_that_raise_end_the_block_though_the_senders_see_a_broken_
     assert caplog.messages == []
 
 
-async def test_what_the_block_raised_first_is_raised_and_the_rest_is_logged(
+async def test_the_exception_of_the_block_is_raised_and_later_ones_are_logged(
     autojump_clock, caplog
 ):
     async def bug(exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
@@ -609,7 +609,9 @@ async def test_what_the_block_raised_first_is_raised_and_the_rest_is_logged(
     assert message.endswith("was raised, too: RuntimeError('too late')")
 
 
-async def test_what_a_cancelled_block_does_not_raise_the_keeper_may(autojump_clock):
+async def test_an_exception_of_the_keeper_replaces_the_cancellation_of_the_block(
+    autojump_clock,
+):
     def targets() -> list[Endpoint]:
         if trio.current_time():
             raise THE_ERROR
@@ -678,7 +680,7 @@ async def test_a_clone_of_the_exports_that_stays_open_delays_nothing(
 # The library's own outputs
 
 
-async def test_the_same_in_a_nursery_of_ones_own_ends_with_the_results():
+async def test_without_these_functions_a_nursery_ends_with_the_results():
     prometheus = PrometheusExporter(0)
     results, results_receive = trio.open_memory_channel[ProbeResult](1)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
@@ -717,7 +719,7 @@ def collector(monkeypatch):
     return collector
 
 
-async def test_a_collector_gets_the_last_totals_though_all_is_cancelled(
+async def test_a_collector_gets_the_last_totals_even_if_all_is_cancelled(
     autojump_clock, collector
 ):
     collector.script = [Answer(after=0.5), Answer(503), Answer()]

@@ -7,35 +7,18 @@ from the index `at` on.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
-from operator import add
 from typing import Any, TypeAlias, assert_never, cast, final
 
 import attrs
 
 from ._arguments import MAX_NUMBER, is_number, plain_number, plain_str, quote
-from ._distribution import Distribution, unchecked_distribution
+from ._distribution import Distribution
 from ._exponential import ExponentialDistribution
-from ._results import Reason
+from ._exponential_buckets import Exponential
+from ._histograms import ExponentialHistogram, Histogram
+from ._row import Rejected, Row, accept_number
 from ._values import Gauge, Map, Value, unchecked_map
-
-# A constant, as negating takes time for each sample.
-_MIN_NUMBER = -MAX_NUMBER
-
-Row: TypeAlias = list[Any]
-"""The totals of a target: see `_rows`."""
-
-
-class Rejected(Exception):
-    """A result can't be added to the totals."""
-
-    def __init__(self, reason: Reason, explanation: str) -> None:
-        super().__init__(explanation)
-        self.reason: Reason = reason
-
-    def of_metric(self, name: object) -> Rejected:
-        return Rejected(self.reason, f"metric {quote(name)}: {self}")
 
 
 class NewKeys(Exception):
@@ -55,7 +38,7 @@ class Sum:
     zero = (0,)
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        number = _number(value)
+        number = accept_number(value)
         if number < 0:
             raise Rejected("negative", f"a counter can't decrease, got {quote(value)}")
         if not number <= MAX_NUMBER:
@@ -137,72 +120,6 @@ class SumByKey:
         return unchecked_map(self.name, dict(zip(self.keys, counts, strict=True)))
 
 
-@final
-@attrs.frozen
-class Histogram:
-    """Merges distributions. The row holds their sum, then the count of each bucket."""
-
-    bounds: tuple[float, ...]
-    takes_samples: bool
-    """Whether a number is accepted, as one sample."""
-
-    @property
-    def zero(self) -> tuple[Any, ...]:
-        return (0.0,) + (0,) * (len(self.bounds) + 1)
-
-    def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        if type(value) is Distribution:
-            self._merge(row, at, value)
-            return
-        if not self.takes_samples:
-            raise Rejected("kind", f"expected a distribution, got {quote(value)}")
-        sample = value if type(value) is float or type(value) is int else _number(value)
-        total = row[at] + sample
-        if not _MIN_NUMBER <= total <= MAX_NUMBER:
-            if not _MIN_NUMBER <= sample <= MAX_NUMBER:
-                raise Rejected("not-finite", f"a sample must be finite, got {quote(value)}")
-            raise Rejected("overflow", "the sum would exceed the largest float")
-        row[at] = total
-        row[at + 1 + bisect_left(self.bounds, sample)] += 1
-
-    def _merge(self, row: Row, at: int, value: Distribution) -> None:
-        if value.bounds != self.bounds:
-            raise Rejected(
-                "bounds",
-                f"expected the bounds {quote(self.bounds)}, got {quote(value.bounds)}",
-            )
-        total = row[at] + value.sum
-        if not _MIN_NUMBER <= total <= MAX_NUMBER:
-            raise Rejected("overflow", "the sum would exceed the largest float")
-        row[at] = total
-        buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
-        row[buckets] = map(add, row[buckets], value.bucket_counts)
-
-    def total(self, row: Row, at: int, stale: float) -> Value:
-        counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
-        return unchecked_distribution(self.bounds, counts, row[at])
-
-
-@final
-@attrs.frozen
-class ExponentialHistogram:
-    """Merges exponential distributions. The row holds the merged one."""
-
-    zero = (ExponentialDistribution(20),)
-
-    def add(self, row: Row, at: int, value: Value, now: float) -> None:
-        if type(value) is not ExponentialDistribution:
-            raise Rejected("kind", f"expected an exponential one, got {quote(value)}")
-        try:
-            row[at] = row[at].merge(value)
-        except ValueError as error:
-            raise Rejected("overflow", str(error)) from None
-
-    def total(self, row: Row, at: int, stale: float) -> Value:
-        total: Value = row[at]
-        return total
-
-
 Aggregation: TypeAlias = Sum | LastValue | SumByKey | Histogram | ExponentialHistogram
 """Each has:
 
@@ -217,8 +134,8 @@ Aggregation: TypeAlias = Sum | LastValue | SumByKey | Histogram | ExponentialHis
 class AggregationRules:
     """The options of a keeper on which the aggregation of a new metric depends."""
 
-    distributions: Mapping[str, tuple[float, ...]]
-    """Bounds by metric name: numbers of these metrics are samples."""
+    distributions: Mapping[str, tuple[float, ...] | Exponential]
+    """By metric name, the bounds, or how to do without: numbers are samples."""
     label_names: frozenset[str]
     """A map must not have the name of a label."""
     max_map_keys: int
@@ -230,6 +147,8 @@ class AggregationRules:
             limit = f"the target would exceed {self.max_metrics} metrics"
             raise Rejected("metrics", limit)
         bounds = self.distributions.get(name)
+        if isinstance(bounds, Exponential):
+            return ExponentialHistogram(bounds.max_buckets, takes_samples=True)
         if bounds is not None:
             return Histogram(bounds, takes_samples=True)
         first = plain_number(cast("float", value)) if is_number(value) else value
@@ -254,15 +173,9 @@ class AggregationRules:
             case Distribution():
                 return Histogram(first.bounds, takes_samples=False)
             case ExponentialDistribution():
-                return ExponentialHistogram()
+                return ExponentialHistogram(Exponential().max_buckets, takes_samples=False)
             case _:
                 assert_never(first)
-
-
-def _number(value: object) -> int | float:
-    if not is_number(value):
-        raise Rejected("kind", f"expected a number, got {quote(value)}")
-    return plain_number(cast("float", value))
 
 
 def _sum(total: float, number: float) -> int | float:

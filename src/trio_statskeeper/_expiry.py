@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from ._aggregation import Row
 from ._endpoint import Endpoint
+from ._row import Row
 from ._rows import CHANGE, Rows, start_timestamp
 
 # Targets per step: each step takes some tenths of a millisecond.

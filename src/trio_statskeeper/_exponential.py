@@ -8,43 +8,33 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import accumulate
 from typing import final
 
 import attrs
 
-from ._arguments import MAX_NUMBER, integer, plain_finite, plain_number, quote
-from ._distribution import Distribution, validate_bucket_counts
-from ._exponential_buckets import ExponentialBuckets, Range
+from ._arguments import MAX_NUMBER, plain_finite, plain_number, quote
+from ._distribution import (
+    Distribution,
+    unchecked_distribution,
+    validate_bucket_counts,
+)
+from ._exponential_buckets import (
+    DEFAULT_MAX_BUCKETS,
+    Exponential,
+    ExponentialBuckets,
+    Range,
+)
 from ._exponential_mapping import (
     MAX_SCALE,
     MIN_SCALE,
+    bucket_index,
     bucket_start,
     highest_index,
     lowest_index,
 )
 from ._plain_values import PlainValue
-
-# OpenTelemetry's default. For samples of up to 1,000 times the least, there are 16 buckets
-# from one power of two to the next, each 4.4 % wide.
-_MAX_BUCKETS = 160
-
-
-@final
-@attrs.frozen
-class Exponential:
-    """Ask for an exponential distribution: `distributions={"latency": Exponential()}`.
-
-    Args:
-      max_buckets: how many buckets the positive samples of a target may take, and how many
-        the negative ones. With more, quantiles are more precise.
-
-    Raises:
-      TypeError: if `max_buckets` is not an integer.
-      ValueError: if `max_buckets` is below 2.
-    """
-
-    max_buckets: int = attrs.field(default=_MAX_BUCKETS, validator=integer(2))
 
 
 def _integer(value: int) -> int:
@@ -156,7 +146,7 @@ class ExponentialDistribution(PlainValue):
 
     @classmethod
     def of(
-        cls, samples: Iterable[float], max_buckets: int = _MAX_BUCKETS
+        cls, samples: Iterable[float], max_buckets: int = DEFAULT_MAX_BUCKETS
     ) -> ExponentialDistribution:
         """Return the distribution of `samples`.
 
@@ -169,7 +159,8 @@ class ExponentialDistribution(PlainValue):
 
         Raises:
           TypeError: if a sample is not a number, or `max_buckets` not an integer.
-          ValueError: if a sample or the sum is not finite, or `max_buckets` is below 2.
+          ValueError: if a sample or the sum is not finite, or `max_buckets` is not from 2
+            to 1,000.
         """
         max_buckets = Exponential(max_buckets).max_buckets
         buckets = ExponentialBuckets()
@@ -234,9 +225,9 @@ class ExponentialDistribution(PlainValue):
         """
         if self.scale > earlier.scale or not earlier.count:
             return self
-        before = _buckets(earlier)
+        before = buckets_of(earlier)
         before.coarsen(earlier.scale - self.scale)
-        since = _buckets(self)
+        since = buckets_of(self)
         since.zero_count -= earlier.zero_count
         for ours, theirs in since.pairs_with(before):
             if theirs.counts:
@@ -248,7 +239,7 @@ class ExponentialDistribution(PlainValue):
         return _of_buckets(since, self.sum - earlier.sum, None, None)
 
     def merge(
-        self, other: ExponentialDistribution, max_buckets: int = _MAX_BUCKETS
+        self, other: ExponentialDistribution, max_buckets: int = DEFAULT_MAX_BUCKETS
     ) -> ExponentialDistribution:
         """Return the distribution of the samples of both.
 
@@ -262,26 +253,32 @@ class ExponentialDistribution(PlainValue):
         Raises:
           TypeError: if `max_buckets` is not an integer.
           ValueError: if the sum is not finite, a count is >= 2**64, or `max_buckets` is
-            below 2.
+            not from 2 to 1,000.
         """
         max_buckets = Exponential(max_buckets).max_buckets
-        buckets = _buckets(self)
-        buckets.merge(_buckets(other), max_buckets)
+        buckets = buckets_of(self)
+        buckets.merge(buckets_of(other), max_buckets)
         lowest, highest = _extremes(self, other)
         return _of_buckets(buckets, self.sum + other.sum, lowest, highest)
 
-    def classic(self, buckets_per_power: int = 1) -> Distribution:
+    def classic(
+        self, buckets_per_power: int = 1, *, covering: tuple[float, float] | None = None
+    ) -> Distribution:
         """Return a distribution of fewer buckets, whose bounds are powers of two, and 0.
 
-        It suits monitoring systems that know no exponential distributions: as samples
-        arrive, bounds may be added, but never move, as long as the scale is not negative.
+        It suits monitoring systems that know no exponential distributions. Counts are
+        exact, except that a negative sample that equals a bound falls one bucket higher. At
+        a negative scale, there are fewer buckets.
 
-        Counts are exact, except that a negative sample that equals a bound falls one bucket
-        higher. At a scale that is too coarse, there are fewer buckets.
+        Bounds begin and end where the samples do, so as more arrive, there may be more
+        bounds. Sums over several distributions need the same bounds in all of them: give
+        `covering`.
 
         Args:
           buckets_per_power: the number of buckets from one power of two to the next: 1, 2,
             4, 8 or another power of two.
+          covering: two powers of two. There are all bounds from the first to the second,
+            even where there are no samples.
 
         Raises:
           ValueError: if `buckets_per_power` is not a power of two.
@@ -290,29 +287,41 @@ class ExponentialDistribution(PlainValue):
             raise ValueError(
                 f"buckets_per_power must be a power of two, got {quote(buckets_per_power)}"
             )
-        buckets = _buckets(self)
+        buckets = buckets_of(self)
         buckets.coarsen(max(0, self.scale - (buckets_per_power.bit_length() - 1)))
         scale, positive, negative = buckets.scale, buckets.positive, buckets.negative
-        # Each bound, and the count of the bucket that it ends.
-        pairs: list[tuple[float, int]] = []
+        if covering is not None:
+            first, last = (bucket_index(number, scale) for number in covering)
+            positive.add(first + 1, [0] * (last - first))
+        bounds: list[float] = []
+        counts: list[int] = []
         if negative.counts:
-            pairs.append((-bucket_start(negative.last + 1, scale), 0))
-            for place, count in reversed([*enumerate(negative.counts)]):
-                pairs.append((-bucket_start(negative.offset + place, scale), count))
+            ends = _ends(negative.offset, negative.last, scale)
+            bounds += [-end for end in reversed(ends)]
+            counts += 0, *reversed(negative.counts)
         if self.zero_count or not (positive.counts or negative.counts):
-            pairs.append((0.0, self.zero_count))
+            bounds.append(0.0)
+            counts.append(self.zero_count)
         if positive.counts:
-            pairs.append((bucket_start(positive.offset, scale), 0))
-            for index, count in enumerate(positive.counts, positive.offset + 1):
-                pairs.append((bucket_start(index, scale), count))
-        if pairs[0][0] == -math.inf:
-            del pairs[0]
-        unbounded = pairs.pop()[1] if pairs[-1][0] == math.inf else 0
-        bounds, counts = zip(*pairs, strict=True)
-        return Distribution(bounds, (*counts, unbounded), self.sum)
+            bounds += _ends(positive.offset, positive.last, scale)
+            counts += 0, *positive.counts
+        # The largest floats have no bound above them.
+        if bounds[0] == -math.inf:
+            del bounds[0], counts[0]
+        if bounds[-1] == math.inf:
+            del bounds[-1]
+        else:
+            counts.append(0)
+        return unchecked_distribution(tuple(bounds), tuple(counts), self.sum)
 
     def __str__(self) -> str:
         return str(self.classic())
+
+
+@lru_cache(maxsize=1_000)
+def _ends(first: int, last: int, scale: int) -> tuple[float, ...]:
+    """Return where each of these buckets begins, and where the last one ends."""
+    return tuple(bucket_start(index, scale) for index in range(first, last + 2))
 
 
 def _trimmed(
@@ -349,13 +358,54 @@ def _extremes(*parts: ExponentialDistribution) -> tuple[float | None, float | No
     return min(lows), max(highs)
 
 
-def _buckets(distribution: ExponentialDistribution) -> ExponentialBuckets:
+def buckets_of(distribution: ExponentialDistribution) -> ExponentialBuckets:
     return ExponentialBuckets(
         distribution.scale,
         Range(distribution.positive_offset, [*distribution.positive_counts]),
         Range(distribution.negative_offset, [*distribution.negative_counts]),
         distribution.zero_count,
     )
+
+
+# The setters of the slots: see `unchecked_distribution`.
+_set_scale, _set_positive_offset, _set_positive_counts = (
+    vars(ExponentialDistribution)[slot].__set__
+    for slot in ("scale", "positive_offset", "positive_counts")
+)
+_set_negative_offset, _set_negative_counts, _set_zero_count = (
+    vars(ExponentialDistribution)[slot].__set__
+    for slot in ("negative_offset", "negative_counts", "zero_count")
+)
+_set_sum, _set_min, _set_max = (
+    vars(ExponentialDistribution)[slot].__set__ for slot in ("sum", "min", "max")
+)
+
+
+def unchecked_exponential_distribution(  # noqa: PLR0913
+    scale: int,
+    positive: tuple[int, tuple[int, ...]],
+    negative: tuple[int, tuple[int, ...]],
+    zero_count: int,
+    total: float,
+    *,
+    lowest: float | None,
+    highest: float | None,
+) -> ExponentialDistribution:
+    """Return an `ExponentialDistribution` of valid arguments, without empty ends.
+
+    The samples of each sign are the offset and the counts.
+    """
+    unchecked = ExponentialDistribution.__new__(ExponentialDistribution)
+    _set_scale(unchecked, scale)
+    _set_positive_offset(unchecked, positive[0])
+    _set_positive_counts(unchecked, positive[1])
+    _set_negative_offset(unchecked, negative[0])
+    _set_negative_counts(unchecked, negative[1])
+    _set_zero_count(unchecked, zero_count)
+    _set_sum(unchecked, total)
+    _set_min(unchecked, lowest)
+    _set_max(unchecked, highest)
+    return unchecked
 
 
 def _of_buckets(

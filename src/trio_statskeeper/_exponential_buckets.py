@@ -6,10 +6,44 @@ The scale is the finest at which the samples of each sign lie within a number of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import attrs
 
+from ._arguments import integer, quote
 from ._exponential_mapping import MAX_SCALE, bucket_index
+
+# OpenTelemetry's default. For samples of up to 1,000 times the least, there are 16 buckets
+# from one power of two to the next, each 4.4 % wide.
+DEFAULT_MAX_BUCKETS = 160
+
+
+# With more, counting a sample outside of the buckets there are would take too long.
+_MAX_MAX_BUCKETS = 1_000
+
+
+def _max_buckets(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    integer(2)(_, attribute, value)
+    if value > _MAX_MAX_BUCKETS:
+        raise ValueError(f"max_buckets must be <= {_MAX_MAX_BUCKETS}, got {quote(value)}")
+
+
+@final
+@attrs.frozen
+class Exponential:
+    """Ask for an exponential distribution: `distributions={"latency": Exponential()}`.
+
+    Args:
+      max_buckets: how many buckets the positive samples of a target may take, and how many
+        the negative ones: from 2 to 1,000. With twice as many, quantiles are twice as
+        precise.
+
+    Raises:
+      TypeError: if `max_buckets` is not an integer.
+      ValueError: if `max_buckets` is not from 2 to 1,000.
+    """
+
+    max_buckets: int = attrs.field(default=DEFAULT_MAX_BUCKETS, validator=_max_buckets)
 
 
 @attrs.define
@@ -55,12 +89,13 @@ class Range:
 
     def coarsen(self, halvings: int) -> None:
         """Merge buckets, as at a scale that is lower by `halvings`."""
-        first = self.offset >> halvings
-        counts = [0] * len(self.counts)
-        for index, count in enumerate(self.counts, self.offset):
-            counts[(index >> halvings) - first] += count
-        used = (self.last >> halvings) - first + 1
-        self.offset, self.counts = first, counts[:used]
+        merged = 1 << halvings
+        start = -(self.offset % merged)
+        self.counts = [
+            sum(self.counts[max(0, place) : place + merged])
+            for place in range(start, len(self.counts), merged)
+        ]
+        self.offset >>= halvings
 
 
 @attrs.define

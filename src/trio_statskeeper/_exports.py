@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import attrs
 
-from ._aggregation import Row
 from ._arguments import plain_str, quote
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics, unchecked_event_metrics
 from ._labels import Label, compile_labels
+from ._row import Row
 from ._rows import metrics, start_timestamp
 
 

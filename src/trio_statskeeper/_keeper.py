@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Context, Decimal
 from types import MappingProxyType
 from typing import final
 
@@ -31,6 +30,7 @@ from ._event_metrics import (
     validate_export_interval,
     validate_latency_unit,
 )
+from ._exponential_buckets import Exponential
 from ._exports import ExportBuilder
 from ._keeper_run import KeeperRun
 from ._keeper_statistics import KeeperStatistics
@@ -42,12 +42,6 @@ from ._totals import Totals
 
 # The keeper's labels, and Prometheus' label of the buckets of a histogram.
 _RESERVED_LABELS = ("ptype", "probe", "dst", "le")
-
-# Seconds, for latencies from less than a millisecond to a minute.
-_LATENCY_BOUNDS = (
-    *("0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1"),
-    *("0.25", "0.5", "1", "2.5", "5", "10", "30", "60"),
-)
 
 # What `expire_after=None` means.
 _INTERVALS_UNTIL_EXPIRY = 10
@@ -61,24 +55,25 @@ def _expiry(_: object, attribute: attrs.Attribute[float], value: float | None) -
 
 
 def _validate_distributions(
-    distributions: Mapping[str, Iterable[float]],
-) -> Mapping[str, tuple[float, ...]]:
+    distributions: Mapping[str, Iterable[float] | Exponential],
+) -> Mapping[str, tuple[float, ...] | Exponential]:
     if not isinstance(distributions, Mapping):
         raise TypeError(f"distributions must be a mapping, got {quote(distributions)}")
-    valid: dict[str, tuple[float, ...]] = {}
+    valid: dict[str, tuple[float, ...] | Exponential] = {}
     for name, bounds in distributions.items():
+        if isinstance(bounds, Exponential):
+            valid[name] = bounds
+            continue
+        if not isinstance(bounds, Iterable):
+            raise TypeError(
+                f"distributions[{name!r}] must be Exponential() or a sequence of bounds, "
+                f"got {quote(bounds)}"
+            )
         try:
             valid[name] = validate_bounds(bounds)
         except (TypeError, ValueError) as error:
             raise type(error)(f"distributions[{name!r}]: {error}") from None
     return MappingProxyType(valid)
-
-
-def _default_distributions(keeper: StatsKeeper) -> Mapping[str, tuple[float, ...]]:
-    # Decimals give round bounds in other units, too. The program's context must not matter.
-    divide = Context(prec=28).divide
-    unit = Decimal(repr(keeper.latency_unit))
-    return {"latency": tuple(float(divide(Decimal(b), unit)) for b in _LATENCY_BOUNDS)}
 
 
 def _validate_additional_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
@@ -137,10 +132,10 @@ class StatsKeeper:
         in `-latency` or `_latency`. The keeper passes the unit on to the outputs, and
         scales nothing itself. Leave it 1 where a `Prober` measures: its latencies are in
         seconds.
-      distributions: bounds by metric name. Numbers of these metrics are samples of a
-        distribution. Bounds of latencies are in units of `latency_unit`. By default, the
-        metric `latency` has 16 bounds from half a millisecond to a minute, in any unit.
-        With `{}`, latencies add up.
+      distributions: which metrics are distributions: numbers of these are samples. By
+        metric name, either `Exponential()`, which needs no further choice, or the bounds
+        of the buckets; those of latencies are in units of `latency_unit`. By default, the
+        metric `latency` is an exponential distribution. With `{}`, latencies add up.
       additional_labels: labels, by name, that follow ptype, probe and dst. A value is a
         string, a template (`@target.name@`, `@target.port@` or `@target.label.KEY@`), or a
         function of the endpoint, which is called at each export.
@@ -175,8 +170,8 @@ class StatsKeeper:
         default=1.0, kw_only=True, converter=validate_latency_unit
     )
 
-    distributions: Mapping[str, tuple[float, ...]] = attrs.field(
-        default=attrs.Factory(_default_distributions, takes_self=True),
+    distributions: Mapping[str, tuple[float, ...] | Exponential] = attrs.field(
+        factory=lambda: {"latency": Exponential()},
         kw_only=True,
         converter=_validate_distributions,
     )

@@ -35,24 +35,24 @@ def validate_seconds(what: str, value: float) -> float:
 
     Raises:
       TypeError: if it is not a number.
-      ValueError: if it is not finite and above 0.
+      ValueError: if it is not finite and > 0.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, got {quote(value)}")
     if not 0 < value <= MAX_NUMBER:
-        raise ValueError(f"{what} must be finite and above 0, got {quote(value)}")
+        raise ValueError(f"{what} must be finite and > 0, got {quote(value)}")
     return float(value)
 
 
 def validate_times(interval: float, timeout: float, of: str = "") -> None:
-    """Raise a ValueError if the two can't be had together."""
+    """Raise a ValueError if the two cannot be combined."""
     if interval < _SHORTEST_INTERVAL:
         raise ValueError(
             f"interval{of} must be at least a microsecond (1e-06), got {interval!r}"
         )
     if math.isinf(timeout / interval):
         raise ValueError(
-            f"timeout{of} must be a countable number of intervals, got {timeout!r} "
+            f"timeout{of} divided by interval must be a finite float, got {timeout!r} "
             f"and an interval of {interval!r}"
         )
 

@@ -24,7 +24,8 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from ._aggregation import Aggregation, Row, Sum
+from ._aggregation import Aggregation, Sum
+from ._row import Row
 from ._values import Value
 
 # [schema, start timestamp, epoch, saved row, change, number, number, ...], where

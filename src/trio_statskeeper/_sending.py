@@ -1,4 +1,4 @@
-"""Sending many items in each turn of the scheduler."""
+"""Sending many items per turn of the scheduler."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._nursery import open_flat_nursery
 
 T = TypeVar("T")
 
-# Seconds for getting items, in one step. A loop that is held up for a millisecond still
-# probes precisely.
+# Seconds per step for getting items. Probes stay precise if a step takes a millisecond.
 _TIME_PER_STEP = 0.0005
 
-# Tasks that wait in `send` with one item each where the channel has no room, and seconds
-# for getting items in all of their steps, which are short, of one turn of the scheduler.
+# Once the channel is full: the tasks that wait in `send` with one item each, how many of
+# them start per step, and the seconds for getting items in all of their short steps of one
+# turn of the scheduler.
 _SENDERS = 100
 _STARTED_PER_STEP = 25
 _TIME_PER_TURN = 0.001
@@ -31,23 +31,22 @@ async def send_all(
     at_most: int,
     note_sent: Callable[[], None],
 ) -> None:
-    """Send items in their order, as many in each turn of the scheduler as are received.
+    """Send items in order, as many per turn of the scheduler as are received.
 
-    A sender that needs a turn for each item lags in a busy loop. So items are handed over
-    in one step as long as the channel takes them. Once it has no room, or if it has no
-    buffer at all, many tasks wait with one item each: a receiver that takes all that waits
-    gets that many at once.
+    A sender that needs a turn for each item is slow in a busy loop. So items are sent in
+    one step while the channel has room. Once it is full, or if it has no buffer, many tasks
+    wait with one item each: a receiver that takes all waiting items gets that many at once.
 
     Args:
-      channel: where the items go.
-      items: the items. It is advanced for a millisecond per turn at most, so it yields None
-        where it has worked but has no item.
-      at_most: how many items there are at most.
+      channel: the channel to send to.
+      items: the items. It is advanced for at most a millisecond per turn, so it yields None
+        after work that produced no item.
+      at_most: the maximum number of items.
       note_sent: called for each item that was received or buffered.
 
     Raises:
-      BaseException: what `items` raised, an `Exception` once the items before were
-        received; and what `send` raises.
+      BaseException: what `items` raised, an `Exception` only after all items before it were
+        received, or what `send` raises.
     """
     await _Sending(channel, items, note_sent).send_all(at_most)
 
@@ -95,27 +94,27 @@ class _Sending(Generic[T]):
                 try:
                     raise self._raised
                 finally:
-                    self._raised = None  # else it would refer to itself, by its traceback
+                    self._raised = None  # avoids a reference cycle through the traceback
 
     @trio.lowlevel.enable_ki_protection
     async def _send(self) -> None:
         """Send items until there are no more.
 
-        In whatever order Trio runs the senders, the items stay in theirs: there is no
-        checkpoint between getting an item and queueing up with it.
+        The items stay in order, however Trio orders the senders: there is no checkpoint
+        between getting an item and waiting with it.
         """
-        while True:  # noqa: ASYNC913  # each way on has a checkpoint
+        while True:  # noqa: ASYNC913  # each path has a checkpoint
             item = self._next()
             if item is not None:
                 await self.channel.send(item)
                 self.note_sent()
             elif self._ended:
-                return  # noqa: ASYNC910  # what has nothing to send need not wait
+                return  # noqa: ASYNC910  # without an item, nothing to wait for
             else:
                 await self._wait_for_the_next_turn()
 
     def _next(self) -> T | None:
-        """Return the next item, or None if there are no more, or time is up."""
+        """Return the next item, or None if there are no more, or the time is up."""
         item: T | None = None
         while item is None and self._time_left > 0:
             began = perf_counter()

@@ -13,12 +13,13 @@ from typing import cast
 
 import attrs
 
-from ._aggregation import AggregationRules, NewKeys, Rejected, Row, Sum
+from ._aggregation import AggregationRules, NewKeys, Sum
 from ._arguments import MAX_NUMBER, plain_str, quote
 from ._expiry import UnlistedTargets
 from ._exported_targets import ExportedTargets
 from ._rejections import Rejections
 from ._results import ProbeResult, unchecked_result
+from ._row import Rejected, Row
 from ._rows import CHANGE, EPOCH, SAVED, START, Rows, Schemas
 from ._values import Value
 

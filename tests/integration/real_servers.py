@@ -522,6 +522,13 @@ class VictoriaMetrics(Server):
             timeout=10,
         )
 
+    def query(self, expr: str) -> list[Sample]:
+        """Return what an instant query for a vector finds now."""
+        status, body = get(self.port, f"/api/v1/query?{urlencode({'query': expr})}")
+        assert status == 200, body
+        found = json.loads(body)["data"]["result"]
+        return [Sample(one["metric"], float(one["value"][1])) for one in found]
+
     def _newest(self, selector: str) -> list[Sample]:
         # What was received just before is found only after this.
         assert get(self.port, "/internal/force_flush")[0] == 200

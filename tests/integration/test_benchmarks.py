@@ -63,7 +63,7 @@ def test_all_rows_are_measured_and_stored(result):
     ].keys()
 
 
-def test_a_row_that_got_worse_is_told_by_words_and_exit_status(result):
+def test_a_row_that_got_worse_is_reported_in_words_and_by_the_exit_status(result):
     faster = with_rounds(result[0], "5", 0.5)
     done = run("--rows", "5", "--compare", faster)
     assert done.returncode == 1, done.stderr
@@ -81,7 +81,7 @@ def test_nothing_got_worse(result, factor, verdict):
     ("args", "message"),
     [(["--rows", "0,1"], "no such rows: 0"), (["--compare", "absent"], "absent")],
 )
-def test_what_makes_no_sense_is_refused(args, message):
+def test_invalid_arguments_are_refused(args, message):
     done = run(*args)
     assert done.returncode == 2
     assert message in done.stderr

@@ -159,12 +159,12 @@ def test_custom_result_measures_the_disks_that_it_is_given(tmp_path):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_sigterm_too_ends_each_with_a_last_export(program):
+def test_sigterm_ends_each_with_a_last_export(program):
     assert last_exports(program, *PATIENT, targets=1, signum=signal.SIGTERM)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_each_ends_after_the_time_that_is_set(program):
+def test_each_ends_after_the_given_time(program):
     status, _, _ = run(program, "--for", "0.5")
     assert status == 0
 

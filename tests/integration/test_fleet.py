@@ -407,10 +407,10 @@ def test_a_port_in_use_ends_it_with_one_line():
         (["--probers", "two"], "argument --probers: 'two' is not a positive integer"),
         (["--port", "-1"], "argument --port: '-1' is not a positive integer"),
         (["--port", "65533"], "there are no 4 ports from 65533 on"),
-        (["--interval", "0"], "argument --interval: '0' is not finite and above 0"),
+        (["--interval", "0"], "argument --interval: '0' is not finite and > 0"),
         (["--timeout", "x"], "argument --timeout: 'x' is not a number of seconds"),
         (["--export-interval", "nan"], "argument --export-interval: 'nan' is not finite"),
-        (["--linger", "inf"], "argument --linger: 'inf' is not finite and above 0"),
+        (["--linger", "inf"], "argument --linger: 'inf' is not finite and > 0"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
 )

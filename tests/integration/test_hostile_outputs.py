@@ -130,7 +130,7 @@ async def test_prometheus_has_all_texts(prometheus, port, check_metrics):
     assert (status, complaint) == (0, "")
 
 
-async def test_prometheus_has_whole_numbers_as_floats(prometheus, port):
+async def test_prometheus_has_integers_as_floats(prometheus, port):
     count = len(WHOLE)
     async with scraped(port, await exports_of("whole", *WHOLE_RESULTS)):
         for name, sign in {
@@ -191,7 +191,7 @@ async def test_a_receiver_has_all_texts(received, caplog):
     assert not caplog.messages
 
 
-async def test_a_receiver_has_whole_numbers_up_to_64_bits_and_floats_beyond(received):
+async def test_a_receiver_has_integers_up_to_64_bits_and_floats_beyond(received):
     receiver = await received(*WHOLE_RESULTS)
     for name, sign in {"probe_size": 1, "probe_code": 1, "probe_free": -1}.items():
         of_target = by("dst", receiver.points(name))

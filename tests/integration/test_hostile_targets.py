@@ -191,7 +191,7 @@ def test_statuses_of_400_and_above_are_failures_and_are_counted(serve):
 # Secrets
 
 
-def test_secrets_in_urls_are_sent_to_the_server_and_shown_nowhere(serve):
+def test_secrets_in_urls_are_sent_to_the_server_but_not_shown(serve):
     received = set()
 
     def handle(request):

@@ -104,7 +104,7 @@ class Terminal:
         self._emulator.feed(written)
 
 
-def test_in_a_terminal_it_shows_a_table_that_stays_there_when_ctrl_c_ends_it():
+def test_in_a_terminal_it_shows_a_table_that_stays_after_ctrl_c():
     with Terminal(*FAST) as terminal:
         healthy = rf"http://127\.0\.0\.1:\d+/{NUMBERS}"
         flaky = rf"http://127\.0\.0\.1:\d+/flaky(?:{NUMBERS}|{NO_LATENCY})"
@@ -119,7 +119,7 @@ def test_in_a_terminal_it_shows_a_table_that_stays_there_when_ctrl_c_ends_it():
         assert not terminal.screen.cursor.hidden
 
 
-def test_a_failure_that_is_logged_later_leaves_the_table_whole():
+def test_a_failure_that_is_logged_later_leaves_the_table_intact():
     # Connections to it are open, but never answered.
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
@@ -168,7 +168,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
         assert terminal.press_ctrl_c() == 0
 
 
-def test_a_table_of_one_run_each_stays_there():
+def test_a_table_of_one_run_each_stays():
     url = "http://127.0.0.1:1/"
     with Terminal("--once", url) as terminal:
         terminal.read_until(rf"(?m)^{HEADER}\n{url}{NO_LATENCY}\Z")

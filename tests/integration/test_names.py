@@ -87,7 +87,7 @@ def make_exports(exports):
     ]
 
 
-async def test_names_that_receivers_change_are_changed_before(
+async def test_names_that_receivers_would_change_are_changed_by_the_exporter(
     victoria_metrics, start_prometheus, nursery
 ):
     exports = make_exports((pair, {"_zone": "x", "9": "y"}) for pair in PAIRS)
@@ -107,7 +107,7 @@ async def test_names_that_receivers_change_are_changed_before(
 
 @settings(max_examples=10, deadline=None)
 @given(EXPORTS)
-def test_whatever_the_names_both_ways_show_the_same(victoria_metrics, exports):
+def test_any_names_are_the_same_both_ways(victoria_metrics, exports):
     exports = make_exports(exports)
     exporter = PrometheusExporter()
     trio.run(send, exporter, exports)

@@ -326,7 +326,7 @@ async def run(exporter: OTLPExporter, *exports: EventMetrics) -> None:
 
 
 @pytest.mark.parametrize("compression", ["gzip", None])
-async def test_http_as_a_server_sees_it(compression):
+async def test_a_server_sees_these_requests(compression):
     async with collector() as app:
         headers = {"Authorization": "Bearer s3"}
         exporter = OTLPExporter(app.url, compression=compression, headers=headers)
@@ -340,7 +340,7 @@ async def test_http_as_a_server_sees_it(compression):
         assert headers.get("content-encoding") == compression
 
 
-async def test_https_with_an_authority_of_ones_own():
+async def test_https_works_with_a_custom_certificate_authority():
     authority = trustme.CA()
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
@@ -349,7 +349,7 @@ async def test_https_with_an_authority_of_ones_own():
     assert app.totals == {"a": 1}
 
 
-async def test_a_certificate_that_is_not_trusted_is_told_and_gets_nothing(caplog):
+async def test_an_untrusted_certificate_is_logged_and_its_server_gets_nothing(caplog):
     async with collector(trustme.CA().issue_cert("127.0.0.1")) as app:
         await run(OTLPExporter(app.url, timeout=0.5), export("a", 1))
     assert not app.requests
@@ -413,7 +413,7 @@ async def take_ones_time(stream) -> None:
         (take_ones_time, "no answer within 0.5 s"),
     ],
 )
-async def test_a_server_that_misbehaves_is_tried_again(misbehave, logged, caplog):
+async def test_a_request_is_retried_when_the_server_misbehaves(misbehave, logged, caplog):
     flaky = Flaky(misbehave)
     send, receive = trio.open_memory_channel[EventMetrics](0)
     async with server(flaky) as url, trio.open_nursery() as nursery:
@@ -427,7 +427,7 @@ async def test_a_server_that_misbehaves_is_tried_again(misbehave, logged, caplog
     assert len(caplog.messages) == 1
 
 
-async def test_an_answer_without_end_is_not_read_to_its_end(caplog):
+async def test_an_endless_answer_is_not_read_to_its_end(caplog):
     async def talk(stream) -> None:
         async with stream:
             await stream.receive_some(100_000)
@@ -441,7 +441,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(caplog):
     assert not caplog.messages
 
 
-async def test_cancelled_within_a_request_it_ends(caplog):
+async def test_when_cancelled_during_a_request_it_ends(caplog):
     connected = trio.Event()
 
     async def read_nothing(stream) -> None:
@@ -461,7 +461,7 @@ async def test_cancelled_within_a_request_it_ends(caplog):
     assert send.statistics().open_receive_channels == 0
 
 
-async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, caplog):
+async def test_a_missing_collector_is_logged_and_waited_for(tmp_path, caplog):
     url = f"http://127.0.0.1:{free_port()}"
     await run(OTLPExporter(url, timeout=0.5), export("a", 1))
     first, last = caplog.messages
@@ -473,7 +473,7 @@ async def test_a_collector_that_is_not_there_is_told_and_waited_for(tmp_path, ca
 # Threads, proxies, and what is not OTLP over HTTP
 
 
-async def test_it_delivers_while_others_hold_all_of_trios_threads():
+async def test_it_delivers_while_other_code_holds_all_of_trios_threads():
     limiter = trio.to_thread.current_default_thread_limiter()
     released = threading.Event()
     exports = [export(str(number), number, text="x" * 1000) for number in range(100)]
@@ -493,7 +493,7 @@ async def test_it_delivers_while_others_hold_all_of_trios_threads():
     assert app.headers[0]["host"] == url.removeprefix("http://")
 
 
-async def test_a_name_that_stands_for_several_addresses_is_tried_at_each(monkeypatch):
+async def test_each_address_of_a_name_is_tried(monkeypatch):
     getaddrinfo = socket.getaddrinfo
 
     def look_up(host, *args, **options):
@@ -517,7 +517,7 @@ async def test_a_name_that_stands_for_several_addresses_is_tried_at_each(monkeyp
     assert app.totals == {"a": 1}
 
 
-async def test_it_sends_through_the_environments_proxy(monkeypatch):
+async def test_it_uses_the_proxy_of_the_environment(monkeypatch):
     asked = []
 
     async def proxy(stream) -> None:
@@ -536,7 +536,7 @@ async def test_it_sends_through_the_environments_proxy(monkeypatch):
     assert b"Proxy-Authorization: Basic bWU6czNjcmV0" in head
 
 
-async def test_a_server_that_speaks_http_2_alone_is_asked_whether_it_is_grpc(caplog):
+async def test_a_server_that_speaks_only_http_2_is_suspected_to_be_grpc(caplog):
     async def serve_http_2(stream) -> None:
         settings = b"\0\0\0\4\0" + bytes(4)
         go_away = b"\0\0\x08\7\0" + bytes(4) + bytes(4) + b"\0\0\0\1"
@@ -555,7 +555,7 @@ async def test_a_server_that_speaks_http_2_alone_is_asked_whether_it_is_grpc(cap
     assert "is this the gRPC port (4317)? OTLP over HTTP is 4318" in caplog.messages[0]
 
 
-async def test_a_body_limit_of_a_server_that_resets_is_found_and_kept_to(caplog):
+async def test_the_body_limit_of_a_server_that_resets_is_found_and_respected(caplog):
     """Servers that stop reading at a limit reset the connection, often without a status."""
     limit, taken = 100_000, set()
 
@@ -672,7 +672,9 @@ async def exported(probe: str, targets: Iterable[str], slow: float) -> list[Even
     return [export async for export in receive]
 
 
-async def test_a_keeper_with_a_wrong_clock_costs_another_nothing(start_prometheus, caplog):
+async def test_a_keeper_with_a_wrong_clock_does_not_affect_another(
+    start_prometheus, caplog
+):
     prometheus = await trio.to_thread.run_sync(start_prometheus)
     healthy = await exported("healthy", map(str, range(300)), slow=0)
     sick = await exported("sick", "ab", slow=3 * 3600)
@@ -690,7 +692,7 @@ async def test_a_keeper_with_a_wrong_clock_costs_another_nothing(start_prometheu
     ]
 
 
-async def test_programs_that_differ_in_their_targets_alone_do_not_disturb_each_other(
+async def test_programs_that_differ_only_in_their_targets_do_not_affect_each_other(
     start_prometheus, caplog
 ):
     prometheus = await trio.to_thread.run_sync(start_prometheus)

@@ -304,7 +304,7 @@ CUT_OFF = "(Connect|Write|Read|RemoteProtocol)Error: "
         ),
     ],
 )
-async def test_a_collector_that_fails_gets_the_totals_when_it_is_well(
+async def test_a_collector_that_fails_gets_the_totals_when_it_recovers(
     no_long_pauses, caplog, fault, logged, consequence
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -333,7 +333,7 @@ async def server(handler):
         nursery.cancel_scope.cancel()
 
 
-async def test_what_a_collector_took_before_it_hung_up_comes_to_it_again(no_long_pauses):
+async def test_exports_accepted_before_a_disconnection_are_sent_again(no_long_pauses):
     async def take_and_hang_up(stream):
         collector.take(await request_on(stream, h11.Connection(h11.SERVER)))
 
@@ -349,7 +349,7 @@ async def test_what_a_collector_took_before_it_hung_up_comes_to_it_again(no_long
     assert taken.as_int == 7
 
 
-async def test_a_success_whose_body_makes_no_sense_is_a_success(no_long_pauses, caplog):
+async def test_a_success_with_an_invalid_body_is_a_success(no_long_pauses, caplog):
     caplog.set_level("INFO", "trio_statskeeper")
     collector = Collector(answer(200, b"Content-Encoding: gzip", body=b"abc"), faults=1)
     async with server(collector) as url, delivering(url) as keeper:
@@ -370,9 +370,7 @@ def url_of(bound):
     return f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
-async def test_a_collector_that_is_not_there_at_first_gets_the_totals_once_it_is(
-    no_long_pauses, caplog, bound
-):
+async def test_a_collector_that_starts_late_gets_the_totals(no_long_pauses, caplog, bound):
     caplog.set_level("INFO", "trio_statskeeper")
     collector = Collector()
     async with trio.open_nursery() as nursery:
@@ -389,7 +387,7 @@ async def test_a_collector_that_is_not_there_at_first_gets_the_totals_once_it_is
     assert last == "recovered"
 
 
-async def test_a_collector_that_goes_away_gets_the_totals_when_it_comes_back(
+async def test_a_collector_that_stops_gets_the_totals_when_it_starts_again(
     no_long_pauses, caplog
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -415,7 +413,7 @@ async def test_a_collector_that_goes_away_gets_the_totals_when_it_comes_back(
     assert caplog.messages[-1].endswith(": recovered")
 
 
-async def test_a_collector_that_never_comes_costs_only_the_delivery(
+async def test_a_collector_that_never_starts_only_prevents_the_delivery(
     no_long_pauses, caplog, bound
 ):
     async with delivering(url_of(bound), timeout=0.2) as keeper:
@@ -501,7 +499,7 @@ async def scraped(address):
         read_the_answer,
     ],
 )
-async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault, then):
+async def test_the_next_scrape_after_a_failed_one_is_right(caplog, fault, then):
     async with a_big_page() as (address, exports):
         await exports.send(EventMetrics(5, 0, {"dst": "a"}, {"total": 1}))
         stream = await trio.open_tcp_stream(*address)
@@ -514,7 +512,7 @@ async def test_after_a_scraper_that_fails_the_next_scrape_is_right(caplog, fault
 
 
 @pytest.mark.parametrize("fault", [connect_and_say_nothing, send_half_a_request])
-async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, caplog, fault):
+async def test_a_scraper_that_sends_no_request_is_disconnected(monkeypatch, caplog, fault):
     monkeypatch.setattr(_connection, "_REQUEST_TIMEOUT", 0.1)
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
@@ -524,7 +522,7 @@ async def test_a_scraper_that_sends_no_request_is_hung_up_on(monkeypatch, caplog
     assert caplog.messages == []
 
 
-async def test_a_scraper_that_sends_something_else_is_told_so(caplog):
+async def test_a_scraper_that_does_not_send_http_is_refused(caplog):
     async with a_big_page() as (address, _):
         stream = await trio.open_tcp_stream(*address)
         async with stream:
@@ -615,7 +613,7 @@ class Written:
         assert sum(totals_of(exports).values()) == sent + self.feeder.sent
 
 
-async def test_standard_output_on_a_full_disk_ends_writing_and_costs_no_total(
+async def test_standard_output_on_a_full_disk_ends_writing_and_loses_no_total(
     path, monkeypatch
 ):
     full = opened("/dev/full")
@@ -630,9 +628,7 @@ async def test_standard_output_on_a_full_disk_ends_writing_and_costs_no_total(
     await written.assert_the_next_file_is_right(path)
 
 
-async def test_standard_output_that_was_closed_ends_writing_and_costs_no_total(
-    path, monkeypatch
-):
+async def test_a_closed_standard_output_ends_writing_and_loses_no_total(path, monkeypatch):
     closed = opened(os.devnull)
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)
@@ -717,7 +713,7 @@ def replaced_by_a_directory(path):
         (replaced_by_a_directory, errno.EISDIR),
     ],
 )
-async def test_a_file_that_cant_be_written_for_a_while_costs_no_total(
+async def test_a_file_that_cannot_be_written_for_a_while_loses_no_total(
     small_disk, monkeypatch, caplog, damaged, fault
 ):
     caplog.set_level("INFO", "trio_statskeeper")
@@ -743,7 +739,7 @@ async def test_a_file_that_cant_be_written_for_a_while_costs_no_total(
     assert sum(totals_of(whole).values()) == written.feeder.sent
 
 
-async def test_threads_that_never_end_do_not_keep_lines_from_the_file(path):
+async def test_lines_are_written_even_if_other_threads_never_end(path):
     release = threading.Event()
     limiter = trio.to_thread.current_default_thread_limiter()
     written = Written(path)
@@ -777,9 +773,7 @@ def fill(fifo):
             pass
 
 
-async def test_a_pipe_that_nobody_reads_any_more_ends_writing_and_costs_no_total(
-    path, pipe
-):
+async def test_a_pipe_without_a_reader_ends_writing_and_loses_no_total(path, pipe):
     fifo, reader = pipe
     written = Written(fifo)
     async with written.writing():
@@ -789,7 +783,7 @@ async def test_a_pipe_that_nobody_reads_any_more_ends_writing_and_costs_no_total
     await written.assert_the_next_file_is_right(path)
 
 
-async def test_a_disk_that_is_stuck_costs_ticks_and_no_total(pipe, caplog):
+async def test_a_stuck_disk_delays_ticks_and_loses_no_total(pipe, caplog):
     fifo, reader = pipe
     fill(fifo)
     written = Written(fifo)

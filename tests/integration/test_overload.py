@@ -150,7 +150,7 @@ def accepting():
             server.kill()
 
 
-async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_second():
+async def test_each_scrape_has_all_targets_of_a_loop_asked_for_10_000_probes_a_second():
     prometheus = PrometheusExporter(0)
     results_send, results = trio.open_memory_channel(100)
     exports_send, exports = trio.open_memory_channel[EventMetrics](0)
@@ -162,12 +162,14 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
     with accepting() as port:
         endpoints = [
             Endpoint(f"127.0.{number // 100}.{number % 100 + 1}", port)
-            for number in range(10_000)
+            for number in range(2_000)
         ]
         keys = {endpoint.key for endpoint in endpoints}
-        prober = Prober(probe, lambda: endpoints, interval=1, timeout=1, max_concurrent=500)
+        prober = Prober(
+            probe, lambda: endpoints, interval=0.2, timeout=0.2, max_concurrent=500
+        )
         keeper = StatsKeeper(
-            "tcp", "overload", endpoints, export_interval=10, distributions={}
+            "tcp", "overload", endpoints, export_interval=2, distributions={}
         )
         async with trio.open_nursery() as nursery:
             for key in keys:
@@ -180,12 +182,12 @@ async def test_each_scrape_has_all_of_10_000_targets_that_are_probed_every_secon
             )
             with trio.fail_after(240):
                 while await ask() != keys:
-                    await trio.sleep(1)
-                for _ in range(2):
-                    await trio.sleep(10)
+                    await trio.sleep(0.2)
+                passes = keeper.statistics().passes
+                while keeper.statistics().passes < passes + 2:
+                    await trio.sleep(0.2)
                     assert await ask() == keys
             nursery.cancel_scope.cancel()
-    assert keeper.statistics().passes > 2
     assert prober.statistics().results_sent > 0
 
 

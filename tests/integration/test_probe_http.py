@@ -64,7 +64,7 @@ def url():
         released.set()
 
 
-def test_with_urls_it_probes_those(url):
+def test_with_urls_it_probes_them(url):
     urls = [f"{url}a%20b?c=d", f"{url}hangs"]
     status, output, errors = run(*FAST, "--for", "2", *urls)
     assert status == 0
@@ -197,8 +197,8 @@ def test_it_ends_quietly_when_its_output_is_closed():
         (["ftp://x/"], "argument URL: 'ftp://x/' is not an http:// or https:// URL"),
         (["http://"], "argument URL: 'http://' is not an http:// or https:// URL"),
         (["http://x:port/"], "argument URL: 'http://x:port/' is not an http:// or "),
-        (["--interval", "0"], "argument --interval: '0' is not finite and above 0"),
-        (["--timeout", "-1"], "argument --timeout: '-1' is not finite and above 0"),
+        (["--interval", "0"], "argument --interval: '0' is not finite and > 0"),
+        (["--timeout", "-1"], "argument --timeout: '-1' is not finite and > 0"),
         (["--export-interval", "nan"], "argument --export-interval: 'nan' is not finite"),
         (["--for", "ever"], "argument --for: 'ever' is not a number of seconds"),
         (["--prometheus", "web"], "argument --prometheus: 'web' is not a port from 0 to"),

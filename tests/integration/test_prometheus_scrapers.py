@@ -74,7 +74,9 @@ async def test_a_scraper_that_reads_nothing_is_not_waited_for(
     assert caplog.messages == []
 
 
-async def test_a_scraper_that_goes_away_is_no_problem(exporter, served, nursery, caplog):
+async def test_a_scraper_that_disconnects_is_not_an_error(
+    exporter, served, nursery, caplog
+):
     address = await serve(nursery, exporter)
     async with scraper_that_reads_nothing(address):
         pass

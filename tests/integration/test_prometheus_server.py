@@ -155,7 +155,7 @@ def by(label, samples):
     return {sample.labels.get(label, ""): sample.value for sample in samples}
 
 
-def test_counters_come_to_what_the_server_has_answered(prometheus, start_program):
+def test_counters_equal_what_the_server_has_answered(prometheus, start_program):
     program = start_program()
     success = program.select("probe_success_total", dst="a")
     with answering("a") as target:
@@ -178,7 +178,7 @@ def test_counters_come_to_what_the_server_has_answered(prometheus, start_program
         prometheus.wait_for(counter, exactly(answered))
 
 
-def test_what_a_scrape_has_of_a_target_belongs_together(prometheus, start_program):
+def test_the_metrics_of_a_target_in_a_scrape_are_consistent(prometheus, start_program):
     program = start_program()
     with answering("a") as target:
         program.probe(target)
@@ -231,7 +231,7 @@ def test_a_histogram_is_the_keepers_distribution_in_seconds(prometheus, start_pr
         assert quantile == pytest.approx(expected.quantile(q) / 1000)
 
 
-def test_latencies_of_the_prober_are_in_seconds_already(prometheus, start_program):
+def test_latencies_of_the_prober_are_in_seconds(prometheus, start_program):
     program = start_program()
     with answering("a") as target:
         program.probe(target)
@@ -262,7 +262,7 @@ ODD_TEXTS = (
 )
 
 
-def test_labels_of_any_characters_come_back_as_they_were(prometheus, start_program):
+def test_labels_of_any_characters_are_read_back_unchanged(prometheus, start_program):
     program = start_program()
     name, note = "".join(ODD_TEXTS), "".join(reversed(ODD_TEXTS))
     report = {
@@ -302,7 +302,7 @@ def test_gauges_and_strings_are_the_newest(prometheus, start_program):
         assert by("version", prometheus.wait_for(info, bool)) == {"2": 1}
 
 
-def test_a_target_that_goes_away_is_gone_and_the_others_stay(prometheus, start_program):
+def test_a_delisted_target_becomes_stale_and_the_others_stay(prometheus, start_program):
     program = start_program()
     with answering("goes") as goes, answering("stays") as stays:
         program.probe(goes, stays)
@@ -318,9 +318,7 @@ def test_a_target_that_goes_away_is_gone_and_the_others_stay(prometheus, start_p
         prometheus.wait_for(total, lambda found: len(found) == 2)
 
 
-def test_a_program_that_starts_again_is_one_reset_of_its_counters(
-    prometheus, start_program
-):
+def test_a_restart_of_the_program_is_one_reset_of_its_counters(prometheus, start_program):
     program = start_program()
     success = program.select("probe_success_total")
     report = {"latency": 1, "seen": Map("text", {"a": 2}), "gigabytes": 0.5}
@@ -385,7 +383,7 @@ def test_promtool_finds_nothing_wrong_with_the_page(start_program, check_metrics
     assert check_metrics(page) == (0, "")
 
 
-def test_created_tells_prometheus_since_when_the_totals_count(prometheus, start_program):
+def test_created_is_the_time_since_which_the_totals_count(prometheus, start_program):
     program = start_program("created")
     with answering("a", {"latency": 1}) as target:
         program.probe(target)
@@ -397,7 +395,7 @@ def test_created_tells_prometheus_since_when_the_totals_count(prometheus, start_
         assert since == program.wait_for_export("reported").start_timestamp
 
 
-def test_a_rejected_result_is_what_an_alert_can_be_about(prometheus, start_program):
+def test_a_rejected_result_can_trigger_an_alert(prometheus, start_program):
     program = start_program()
     folded = program.select("statskeeper_results_accepted_total", ptype="reported")
     rejected = program.select("statskeeper_results_rejected_total", ptype="reported")
@@ -421,7 +419,7 @@ def test_a_rejected_result_is_what_an_alert_can_be_about(prometheus, start_progr
     prometheus.wait_for(served_total, exactly(sum(served) + bad))
 
 
-def test_what_prober_and_keeper_tell_of_themselves_fits_together(prometheus, start_program):
+def test_the_statistics_of_prober_and_keeper_agree(prometheus, start_program):
     program = start_program()
     folded = program.select("statskeeper_results_accepted_total", ptype="http")
     sent = program.select("statskeeper_prober_results_sent_total")
@@ -476,7 +474,7 @@ def test_the_last_export_is_that_of_the_keeper(prometheus, start_program):
             )
 
 
-def test_what_is_missed_while_the_program_stands_still_is_counted(
+def test_ticks_and_runs_missed_while_the_program_is_stopped_are_counted(
     prometheus, start_program
 ):
     program = start_program()

@@ -43,9 +43,7 @@ def target():
         yield f"127.0.0.1:{server.server_port}"
 
 
-def test_prometheus_scrapes_and_keeps_what_it_had_when_it_starts_again(
-    start_prometheus, target
-):
+def test_prometheus_scrapes_and_keeps_its_samples_over_a_restart(start_prometheus, target):
     prometheus = start_prometheus(target, scrape_interval="200ms")
     count = "count_over_time(probe_total[1h])"
     prometheus.wait_for(count, lambda found: found and found[0].value > 2)
@@ -66,7 +64,7 @@ def test_prometheus_scrapes_and_keeps_what_it_had_when_it_starts_again(
     assert prometheus.query(count)[0].value >= len(samples)
 
 
-def test_prometheus_says_what_is_wrong_with_a_query_and_what_it_found_last(
+def test_a_failed_query_shows_the_error_or_the_last_result(
     start_prometheus,
 ):
     prometheus = start_prometheus()
@@ -76,7 +74,7 @@ def test_prometheus_says_what_is_wrong_with_a_query_and_what_it_found_last(
         prometheus.wait_for("vector(7)", lambda found: found[0].value == 8, timeout=0)
 
 
-def test_prometheus_that_has_died_fails_the_wait(start_prometheus):
+def test_waiting_fails_if_prometheus_has_died(start_prometheus):
     prometheus = start_prometheus()
     prometheus.kill()
     with pytest.raises(ConnectionRefusedError):
@@ -84,7 +82,7 @@ def test_prometheus_that_has_died_fails_the_wait(start_prometheus):
     prometheus.start()
 
 
-def test_promtool_is_content_with_good_metrics_and_not_with_bad_ones(check_metrics):
+def test_promtool_accepts_good_metrics_and_refuses_bad_ones(check_metrics):
     assert check_metrics(METRICS) == (0, "")
     status, output = check_metrics(METRICS.replace("probe_total", "probe"))
     assert status != 0
@@ -107,7 +105,7 @@ def post(receiver, body, **headers):
         return response.status, response.read()
 
 
-def test_the_otlp_receiver_decodes_what_it_gets(start_otlp_receiver):
+def test_the_otlp_receiver_decodes_requests(start_otlp_receiver):
     receiver = start_otlp_receiver()
     assert receiver.endpoint == f"http://127.0.0.1:{receiver.port}/v1/metrics"
     times = {"start_time_unix_nano": 2**62, "time_unix_nano": 2**62 + 1}
@@ -176,7 +174,7 @@ def numbers(receiver):
     return [point.data["asInt"] for point in receiver.points("n")]
 
 
-def test_the_otlp_receiver_starts_again_on_its_port_with_what_it_had(start_otlp_receiver):
+def test_the_otlp_receiver_restarts_on_its_port_and_keeps_its_requests(start_otlp_receiver):
     receiver = start_otlp_receiver()
     port = receiver.port
     assert post(receiver, counted(1)) == (200, b"")
@@ -195,7 +193,7 @@ def test_the_otlp_receiver_starts_again_on_its_port_with_what_it_had(start_otlp_
     assert json.dumps(receiver.requests[1]).count('"asInt": "3"') == 1
 
 
-def test_what_the_otlp_receiver_answers_before_it_is_stopped_is_never_lost(
+def test_requests_answered_before_the_otlp_receiver_is_stopped_are_never_lost(
     start_otlp_receiver,
 ):
     receiver = start_otlp_receiver()

@@ -93,21 +93,21 @@ def ended(started):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--results", "0"], "argument --results: '0' is not a whole number above 0"),
+        (["--results", "0"], "argument --results: '0' is not a positive integer"),
         (["--results", "99999"], "argument --results: 99999 is less than one for each"),
         (["--targets", "99"], "argument --targets: 99 is less than 100"),
         (["--export-interval", "x"], "argument --export-interval: 'x' is not a number"),
         (["--export-interval", "inf"], "argument --export-interval: 'inf' is not finite"),
     ],
 )
-def test_what_makes_no_sense_is_refused(args, message):
+def test_invalid_arguments_are_refused(args, message):
     with start("soak.py", *args) as soak:
         output, errors = soak.communicate(timeout=60)
     assert (soak.returncode, output) == (2, "")
     assert message in errors
 
 
-def test_help_tells_each_option_and_its_default():
+def test_help_describes_each_option_and_its_default():
     with start("soak.py", "--help") as soak:
         output, _ = soak.communicate(timeout=60)
     assert soak.returncode == 0
@@ -121,7 +121,7 @@ def test_a_soak_that_finds_nothing_ends_with_ok(ended):
     assert output.splitlines()[-1] == "ok"
 
 
-def test_progress_is_told_at_each_export(ended):
+def test_progress_is_reported_at_each_export(ended):
     _, output, _ = ended[0]
     progress = list(filter(None, map(PROGRESS.fullmatch, output.splitlines())))
     assert len(progress) >= 11
@@ -144,7 +144,7 @@ def test_progress_is_told_at_each_export(ended):
         "memory grows: rss .*",
     ],
 )
-def test_what_is_wrong_is_told(ended, told):
+def test_each_fault_is_reported(ended, told):
     status, output, errors = ended[1]
     assert status == 1
     assert "ok" not in output.splitlines()

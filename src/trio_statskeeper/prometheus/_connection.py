@@ -34,6 +34,11 @@ _LINGER_TIMEOUT = 1.0
 
 Header: TypeAlias = tuple[bytes, bytes]
 
+# Either kind can be closed in one direction.
+Stream: TypeAlias = (
+    trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]
+)
+
 _PLAIN_TEXT: Header = (b"Content-Type", b"text/plain; charset=utf-8")
 CLOSE: Header = (b"Connection", b"close")
 
@@ -69,14 +74,19 @@ class Request:
 class Connection:
     """The connection of a client."""
 
-    _stream: trio.abc.Stream
+    _stream: Stream
     _http: h11.Connection = attrs.field(
         init=False,
         factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD),
     )
-    # What is sent next: the head of an answer waits for the beginning of its body.
+    # The head of an answer waits for the beginning of its body.
     _unsent: bytearray = attrs.field(init=False, factory=bytearray)
-    _method: str = attrs.field(init=False, default="")
+    _is_head: bool = attrs.field(init=False, default=False)
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes the next flush sends."""
+        return len(self._unsent)
 
     @property
     def can_begin_answer(self) -> bool:
@@ -90,13 +100,14 @@ class Connection:
         Raises:
           ConnectionLost: if the client has gone away.
         """
-        timeout = _REQUEST_TIMEOUT
         if self._http.our_state is h11.MUST_CLOSE:
             await self._linger()
             return None
+        timeout = _REQUEST_TIMEOUT
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
-            timeout = _IDLE_TIMEOUT
+            if not self._http.trailing_data[0]:
+                timeout = _IDLE_TIMEOUT
         try:
             with trio.move_on_after(timeout) as scope:
                 return await self._receive_request(scope)
@@ -117,7 +128,7 @@ class Connection:
             event = http.next_event()
             if isinstance(event, h11.Request):
                 request = _parse(event)
-                self._method = request.method
+                self._is_head = request.method == "HEAD"
             elif isinstance(event, h11.EndOfMessage):
                 return request  # noqa: ASYNC910  # its answer has a checkpoint
             elif isinstance(event, h11.ConnectionClosed):
@@ -125,11 +136,12 @@ class Connection:
             elif event is h11.NEED_DATA:
                 if http.they_are_waiting_for_100_continue:
                     self._add(h11.InformationalResponse(status_code=100, headers=[]))
-                    await self._flush()
+                    await self.flush()
                 head, _ = http.trailing_data
                 http.receive_data(await self._receive(_MAX_HEAD + 1 - len(head)))
                 if request is None and not head:  # the request begins
-                    scope.deadline = trio.current_time() + _REQUEST_TIMEOUT
+                    in_time = trio.current_time() + _REQUEST_TIMEOUT
+                    scope.deadline = min(scope.deadline, in_time)
 
     async def _receive(self, max_bytes: int) -> bytes:
         try:
@@ -142,44 +154,39 @@ class Connection:
         body = text.encode()
         length = (b"Content-Length", b"%d" % len(body))
         self.begin_answer(status, _PLAIN_TEXT, length, *headers)
-        await self.end_answer(body)
+        if not self._is_head:
+            self.add(body)
+        await self.end_answer()
 
     def begin_answer(self, status: int, *headers: Header) -> None:
         date = (b"Date", formatdate(usegmt=True).encode())
         self._add(h11.Response(status_code=status, headers=[date, *headers]))
 
-    async def send(self, piece: bytes) -> None:
-        """Send a piece of the body; this takes one turn if the client reads.
+    def add(self, piece: bytes) -> None:
+        """Add a piece to the body, to be sent with the next flush."""
+        self._add(h11.Data(data=piece))
 
-        Raises:
-          ConnectionLost: if the client has gone away, or does not read.
-        """
-        if self._method != "HEAD":
-            self._add(h11.Data(data=piece))
-        await self._flush()
-
-    async def end_answer(self, piece: bytes = b"") -> None:
-        """Send the last piece of the body.
-
-        Raises:
-          ConnectionLost: if the client has gone away, or does not read.
-        """
-        if self._method != "HEAD":
-            self._add(h11.Data(data=piece))
+    async def end_answer(self) -> None:
+        """Send what is unsent, and the end of the answer."""
         self._add(h11.EndOfMessage())
-        await self._flush()
+        await self.flush()
 
-    def _add(self, event: h11.Event) -> None:
-        for part in self._http.send_with_data_passthrough(event) or ():
-            self._unsent += part
+    async def flush(self) -> None:
+        """Send what is unsent, in one turn of the scheduler if the client reads.
 
-    async def _flush(self) -> None:
+        Raises:
+          ConnectionLost: if the client has gone away, or does not read.
+        """
         unsent, self._unsent = self._unsent, bytearray()
         try:
             with trio.fail_after(_UNREAD_TIMEOUT):
                 await self._stream.send_all(unsent)
         except (trio.TooSlowError, trio.BrokenResourceError):
             raise ConnectionLost from None
+
+    def _add(self, event: h11.Event) -> None:
+        for part in self._http.send_with_data_passthrough(event) or ():
+            self._unsent += part
 
     async def _linger(self) -> None:  # noqa: ASYNC910  # receiving has a checkpoint
         """Let the client read the last answer.
@@ -191,9 +198,13 @@ class Connection:
             trio.move_on_after(_LINGER_TIMEOUT),
             suppress(trio.BrokenResourceError),
         ):
-            if isinstance(self._stream, trio.abc.HalfCloseableStream):
-                await self._stream.send_eof()
-            while await self._stream.receive_some():
+            stream = self._stream
+            if isinstance(stream, trio.SSLStream):
+                encrypted, stream = stream, stream.transport_stream
+                with suppress(trio.BrokenResourceError):  # the client is still sending
+                    await encrypted.unwrap()
+            await stream.send_eof()
+            while await stream.receive_some():
                 pass
 
 

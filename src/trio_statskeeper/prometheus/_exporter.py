@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -26,6 +27,7 @@ from trio_statskeeper._self_metrics import (
 )
 from trio_statskeeper._values import Gauge
 
+from ._basic_auth import BasicAuth, validate_users
 from ._exposition import Exposition
 from ._listeners import listen
 from ._negotiation import prefers_protobuf
@@ -71,6 +73,19 @@ def _power_of_two(_: object, attribute: attrs.Attribute[Any], number: object) ->
         raise ValueError(f"{attribute.name} must be 1, 2, 4 or 8, or so on, got {number}")
 
 
+def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) -> None:
+    name = attribute.name
+    if context is None:
+        return
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"{name} must be an SSLContext or None, got {quote(context)}")
+    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            f"{name} must be for a server, such as "
+            "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), got one for clients"
+        )
+
+
 @attrs.define(eq=False)
 class _Listening:
     """The state of an exporter with a port."""
@@ -110,6 +125,10 @@ class PrometheusExporter(Collector):
       buckets_per_power: classic buckets of an exponential distribution from one power of
         two to the next: 1, 2, 4 or another power of two. Native histograms have buckets of
         their own.
+      ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
+        certificate authorities, it can demand certificates of the clients.
+      users: who may ask for anything, by Basic authentication: names, and hashes of their
+        passwords by `hash_password`. None: anyone.
       max_connections: how many connections are served at a time. For a further one, that
         which has waited longest for a request is closed; if all are being answered, the
         further one gets a 503.
@@ -118,8 +137,9 @@ class PrometheusExporter(Collector):
     Raises:
       TypeError: if an argument is of another type, or `statistics_of` has an item that is
         neither a keeper nor a prober.
-      ValueError: if `port` is not from 0 to 65535, `host` is empty, a limit is not >= 1, or
-        two items of `statistics_of` have the same labels.
+      ValueError: if `port` is not from 0 to 65535, `host` is empty, `ssl_context` is for
+        clients, `users` is empty or has what is not a hash, a limit is not >= 1, or two
+        items of `statistics_of` have the same labels.
     """
 
     port: int | None = attrs.field(default=None, validator=_port)
@@ -132,11 +152,19 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
+    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+
+    ssl_context: ssl.SSLContext | None = attrs.field(
+        default=None, kw_only=True, validator=_ssl_context
+    )
+
+    users: Mapping[str, str] | None = attrs.field(
+        default=None, kw_only=True, repr=False, converter=validate_users
+    )
+
     max_connections: int = attrs.field(default=40, kw_only=True, validator=integer(1))
 
     max_scrapes: int = attrs.field(default=5, kw_only=True, validator=integer(1))
-
-    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
 
     _text: TextFormat = attrs.field(
         init=False,
@@ -203,7 +231,13 @@ class PrometheusExporter(Collector):
                 listeners = await listen(hosts, self.port)
                 listening.address = listeners[0].socket.getsockname()[:2]
                 task_status.started(listening.address)
-                server = Server(self._scrape, self.max_connections, self.max_scrapes)
+                server = Server(
+                    self._scrape,
+                    self.max_connections,
+                    self.max_scrapes,
+                    self.ssl_context,
+                    None if self.users is None else BasicAuth(self.users),
+                )
                 await server.serve_while(listeners, partial(self._take, exports))
         finally:
             listening.busy = False

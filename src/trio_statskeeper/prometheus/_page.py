@@ -20,7 +20,7 @@ from trio_statskeeper._values import Map
 
 from ._cut import Cut, Keeper, Retired, Target
 from ._exposition import Exposition, Part
-from ._samples import created_samples, samples
+from ._samples import classic, created_samples, samples
 
 
 @attrs.define(eq=False)
@@ -231,7 +231,7 @@ def _add_samples(
     metrics: dict[Family, Metric], target: Target, created: bool, buckets_per_power: int
 ) -> None:
     for family, value in zip(target.families, target.values, strict=True):
-        found = samples(value, buckets_per_power)
+        found = samples(classic(family, value, buckets_per_power))
         if created and family.is_cumulative:
             found += created_samples(value, target.start_timestamp)
         if isinstance(value, Map):

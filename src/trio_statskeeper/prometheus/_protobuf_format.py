@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate
+from operator import sub
 from typing import Any, final
 
 import attrs
@@ -20,7 +21,7 @@ from trio_statskeeper._values import Value
 
 from ._client_model import COUNTER, GAUGE, HISTOGRAM, Metric, MetricFamily
 from ._exposition import SUFFIX_AND_TYPE, Part
-from ._samples import samples
+from ._samples import classic, samples
 
 _TYPES = {"counter": COUNTER, "gauge": GAUGE, "histogram": HISTOGRAM}
 
@@ -94,16 +95,16 @@ class ProtobufFormat:
 
     def _metrics(self, family: Family, value: Value, start: float) -> Iterator[Any]:
         """Yield the messages of a target's value, without the labels of the target."""
-        if isinstance(value, Distribution | ExponentialDistribution):
+        shown = classic(family, value, self.buckets_per_power)
+        if isinstance(shown, Distribution):
             metric = Metric()
             _set_created(metric.histogram, start)
             if isinstance(value, ExponentialDistribution):
                 _set_native(metric.histogram, value)
-                value = value.classic(self.buckets_per_power)
-            _set_classic(metric.histogram, value)
+            _set_classic(metric.histogram, shown)
             yield metric
             return
-        for _, text, number in samples(value):
+        for _, text, number in samples(shown):
             metric = Metric()
             if text is not None:
                 metric.label.add(name=family.label or "", value=text)
@@ -150,11 +151,13 @@ def _span(scale: int, offset: int, counts: tuple[int, ...]) -> tuple[int, list[i
     if not counts:
         return 0, []
     buckets = Range(offset, [*counts])
-    buckets.coarsen(max(0, scale - _MAX_SCHEMA))
-    within = [min(count, _MAX_INT64) for count in buckets.counts]
+    if scale > _MAX_SCHEMA:
+        buckets.coarsen(scale - _MAX_SCHEMA)
+    within = buckets.counts
+    if max(within) > _MAX_INT64:
+        within = [min(count, _MAX_INT64) for count in within]
     # Prometheus numbers buckets by their upper bounds, OpenTelemetry by their lower ones.
-    deltas = [after - before for before, after in pairwise(chain((0,), within))]
-    return buckets.offset + 1, deltas
+    return buckets.offset + 1, [within[0], *map(sub, within[1:], within)]
 
 
 def _delimited(message: bytes) -> bytes:

@@ -7,6 +7,7 @@ from typing import TypeAlias, assert_never
 
 from trio_statskeeper._distribution import Distribution
 from trio_statskeeper._exponential import ExponentialDistribution
+from trio_statskeeper._naming import Family
 from trio_statskeeper._values import Gauge, Map, Value
 
 Sample: TypeAlias = tuple[str, str | None, float]
@@ -14,13 +15,29 @@ Sample: TypeAlias = tuple[str, str | None, float]
 sample has that label; the number."""
 
 
-def samples(value: Value, buckets_per_power: int = 1) -> list[Sample]:
-    """Return the samples of `value`.
+Classic: TypeAlias = int | float | str | Gauge | Map | Distribution
+"""A value that has samples: all but an exponential distribution."""
+
+# All targets have these classic bounds of latencies, so that sums over them are right.
+_SECONDS = 2**-14, 2**6  # from 61 µs to a minute
+
+
+def classic(family: Family, value: Value, buckets_per_power: int) -> Classic:
+    """Return `value`, or the classic buckets of an exponential distribution.
 
     Args:
-      value: the value of a metric.
-      buckets_per_power: buckets of an exponential distribution per power of two.
+      family: the family of the value.
+      value: the value.
+      buckets_per_power: how many buckets there are per power of two.
     """
+    if not isinstance(value, ExponentialDistribution):
+        return value
+    covering = _SECONDS if family.in_seconds else None
+    return value.classic(buckets_per_power, covering=covering)
+
+
+def samples(value: Classic) -> list[Sample]:
+    """Return the samples of `value`."""
     match value:
         case int() | float():
             return [("_total", None, value)]
@@ -38,8 +55,6 @@ def samples(value: Value, buckets_per_power: int = 1) -> list[Sample]:
                 ("_sum", None, value.sum),
                 ("_count", None, value.count),
             ]
-        case ExponentialDistribution():
-            return samples(value.classic(buckets_per_power))
         case _:
             assert_never(value)
 

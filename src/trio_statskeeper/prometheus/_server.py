@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TypeAlias, TypeVarTuple, cast
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVarTuple, cast
 from urllib.parse import parse_qs
 
 import attrs
@@ -14,6 +17,8 @@ from trio_statskeeper._log import logger
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
+from ._basic_auth import BasicAuth
+from ._body import Blocks, compressed, joined, prefers_gzip
 from ._connection import CLOSE, Connection, ConnectionLost, Header, Request
 
 # Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
@@ -40,9 +45,6 @@ _TEXTS = {
 
 _Args = TypeVarTuple("_Args")
 
-# The text of a scrape: each iterable of blocks is prepared in a short step.
-Blocks: TypeAlias = Iterator[Iterable[bytes]]
-
 
 @attrs.frozen
 class Scrape:
@@ -61,19 +63,25 @@ class Server:
         header, and the names of the metrics that are asked for; none means all.
       max_connections: how many connections are served at a time.
       max_scrapes: how many scrapes are answered at a time.
+      ssl_context: for TLS.
+      basic_auth: who may ask; None: anyone.
     """
 
     _scrape: Callable[[Step, str, frozenset[str]], Awaitable[Scrape]]
     _max_connections: int
     _max_scrapes: int
+    _ssl_context: ssl.SSLContext | None = None
+    _basic_auth: BasicAuth | None = None
 
     _scrapes: int = attrs.field(init=False, default=0)
     _refused: int = attrs.field(init=False, default=0)
-    # Connections are known by their scopes.
-    _open: set[trio.CancelScope] = attrs.field(init=False, factory=set[trio.CancelScope])
-    # Those without a request in progress; the one that has waited longest comes first.
+    # Connections, by their scopes: those without a request that is allowed, of which the
+    # first has waited longest, and those that are being answered.
     _waiting: dict[trio.CancelScope, None] = attrs.field(
         init=False, factory=dict[trio.CancelScope, None]
+    )
+    _answering: set[trio.CancelScope] = attrs.field(
+        init=False, factory=set[trio.CancelScope]
     )
     _answered: trio.lowlevel.ParkingLot = attrs.field(
         init=False, factory=trio.lowlevel.ParkingLot
@@ -112,14 +120,26 @@ class Server:
 
     async def _wait_until_all_are_answered(self) -> None:
         await trio.lowlevel.checkpoint()
-        while len(self._open) > len(self._waiting):
+        while self._answering:
             await self._answered.park()
 
     @trio.lowlevel.enable_ki_protection
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:  # noqa: ASYNC910
+    async def serve_stream(  # noqa: ASYNC910  # losing a connection takes a checkpoint
+        self, stream: trio.abc.HalfCloseableStream
+    ) -> None:
         """Answer the requests of one connection; what fails here ends no other."""
-        with trio.CancelScope() as scope:  # noqa: ASYNC912  # a lost connection has had one
+        if isinstance(stream, trio.SocketStream):
+            # Trio lets the system hold only 16 KiB that are not sent yet. To refill them
+            # would take many turns of the scheduler.
+            with suppress(OSError, AttributeError):  # some systems have no such option
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+        if self._ssl_context is None:
             connection = Connection(stream)
+        else:
+            connection = Connection(
+                trio.SSLStream(stream, self._ssl_context, server_side=True)
+            )
+        with trio.CancelScope() as scope:  # noqa: ASYNC912
             try:
                 if self._make_room():
                     await self._serve(connection, scope)
@@ -128,37 +148,36 @@ class Server:
             except ConnectionLost:
                 pass
             finally:
-                self._open.discard(scope)
                 self._waiting.pop(scope, None)
-                self._answered.unpark_all()
 
     def _make_room(self) -> bool:
         """Return whether there is room for one more connection.
 
-        If there is none, the connection that has waited longest for a request is closed. So
-        idle connections keep nobody out.
+        If there is none, the connection that has waited longest for a request is closed, so
+        that those who only open connections keep nobody out.
         """
-        if len(self._open) < self._max_connections:
+        if len(self._waiting) + len(self._answering) < self._max_connections:
             return True
-        if not self._waiting:
-            return False
-        longest = next(iter(self._waiting))
-        del self._waiting[longest]
-        self._open.discard(longest)
-        longest.cancel()
-        return True
+        for longest in self._waiting:
+            del self._waiting[longest]
+            longest.cancel()
+            return True
+        return False
 
     async def _serve(self, connection: Connection, scope: trio.CancelScope) -> None:
-        self._open.add(scope)
         self._waiting[scope] = None
         while request := await connection.receive_request():
-            del self._waiting[scope]
-            with trio.move_on_after(_ANSWER_TIMEOUT) as answering:
-                await self._answer_or_log(connection, request)
-            if answering.cancelled_caught:
-                break
-            self._waiting[scope] = None
-            self._answered.unpark_all()
+            try:
+                await self._handle(connection, request, scope)
+            except ConnectionLost:
+                raise
+            except Exception as error:  # noqa: BLE001  # a bug must not end the server
+                logger.error("a scrape failed: %s", quote(error), exc_info=error)
+                if not connection.can_begin_answer:
+                    return
+                await connection.send_text(500, "Internal error: see the log\n")
+            self._waiting.pop(scope, None)
+            self._waiting[scope] = None  # the one that has waited for the shortest time
 
     async def _refuse(self, connection: Connection, scope: trio.CancelScope) -> None:
         """Answer a connection beyond the limit, unless there are too many of these, too."""
@@ -173,16 +192,27 @@ class Server:
         finally:
             self._refused -= 1
 
-    async def _answer_or_log(self, connection: Connection, request: Request) -> None:
+    async def _handle(
+        self, connection: Connection, request: Request, scope: trio.CancelScope
+    ) -> None:
+        if self._basic_auth is not None and not await self._basic_auth.allows(
+            request.header(b"authorization")
+        ):
+            challenge = (b"WWW-Authenticate", b'Basic realm="metrics", charset="UTF-8"')
+            await connection.send_text(401, "Unauthorized\n", challenge)
+            return
+        # The connection may have been closed to make room.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        del self._waiting[scope]
+        self._answering.add(scope)
         try:
-            await self._answer(connection, request)
-        except ConnectionLost:
-            raise
-        except Exception as error:  # noqa: BLE001  # a bug must not end the server
-            logger.error("a scrape failed: %s", quote(error), exc_info=error)
-            if not connection.can_begin_answer:
-                raise ConnectionLost from None
-            await connection.send_text(500, "Internal error: see the log\n")
+            with trio.move_on_after(_ANSWER_TIMEOUT) as answering:
+                await self._answer(connection, request)
+        finally:
+            self._answering.discard(scope)
+            self._answered.unpark_all()
+        if answering.cancelled_caught:
+            raise ConnectionLost
 
     async def _answer(self, connection: Connection, request: Request) -> None:
         if request.path != "/metrics" and request.path not in _TEXTS:
@@ -210,17 +240,24 @@ class Server:
             return
         names = frozenset(parameters.get("name[]", ()))
         scrape = await self._scrape(step, request.header(b"accept"), names)
-        connection.begin_answer(200, (b"Content-Type", scrape.content_type))
-        piece = bytearray()
-        for blocks in scrape.blocks if request.method == "GET" else ():
-            for block in blocks:
-                piece += block
-                if len(piece) >= _PIECE_SIZE:
-                    await connection.send(bytes(piece))
-                    piece.clear()
-                    step.begin_next()
-            await step.pause_if_over()
-        await connection.end_answer(bytes(piece))
+        headers = [
+            (b"Content-Type", scrape.content_type),
+            (b"Vary", b"Accept, Accept-Encoding"),
+        ]
+        if prefers_gzip(request.header(b"accept-encoding")):
+            headers.append((b"Content-Encoding", b"gzip"))
+            pieces = compressed(scrape.blocks)
+        else:
+            pieces = joined(scrape.blocks, _PIECE_SIZE)
+        connection.begin_answer(200, *headers)
+        for piece in pieces if request.method == "GET" else ():
+            connection.add(piece)
+            if connection.unsent >= _PIECE_SIZE:
+                await connection.flush()
+                step.begin_next()
+            else:
+                await step.pause_if_over()
+        await connection.end_answer()
 
 
 async def _send_busy(connection: Connection, *headers: Header) -> None:
@@ -233,7 +270,7 @@ class _ProtectedNursery:
     """Starts tasks for `trio.serve_listeners`, whose own tasks are not protected.
 
     A Ctrl-C within `Nursery.start_soon` leaves half a task behind: the nursery would wait
-    for it without end.
+    for it without end. Within the task, as it closes its stream, it corrupts Trio's state.
     """
 
     nursery: trio.Nursery
@@ -242,4 +279,8 @@ class _ProtectedNursery:
     def start_soon(
         self, function: Callable[[*_Args], Awaitable[object]], *args: *_Args
     ) -> None:
-        self.nursery.start_soon(function, *args)
+        @trio.lowlevel.enable_ki_protection
+        async def run() -> None:
+            await function(*args)
+
+        self.nursery.start_soon(run, name=function)

@@ -14,12 +14,11 @@ from typing import final
 import attrs
 
 from trio_statskeeper._distribution import Distribution
-from trio_statskeeper._exponential import ExponentialDistribution
 from trio_statskeeper._naming import Family
 from trio_statskeeper._values import Value
 
 from ._exposition import SUFFIX_AND_TYPE, Part
-from ._samples import Sample, created_samples, samples
+from ._samples import Classic, Sample, classic, created_samples, samples
 
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf"}
 
@@ -50,9 +49,8 @@ class TextFormat:
         blocks: list[bytes] = []
         pairs = _label_pairs(labels)
         for family, value in metrics:
-            if isinstance(value, ExponentialDistribution):
-                value = value.classic(self.buckets_per_power)  # noqa: PLW2901
-            blocks.append(_block(family, pairs, value))
+            shown = classic(family, value, self.buckets_per_power)
+            blocks.append(_block(family, pairs, shown))
             if self.created and family.is_cumulative:
                 created = created_samples(value, start_timestamp)
                 blocks.append(_lines(family, pairs, created))
@@ -68,7 +66,7 @@ class TextFormat:
             yield column
 
 
-def _block(family: Family, labels: str, value: Value) -> bytes:
+def _block(family: Family, labels: str, value: Classic) -> bytes:
     """Return the lines of a target's value.
 
     Args:

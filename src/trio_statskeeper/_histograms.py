@@ -1,0 +1,211 @@
+"""How samples add up to distributions: see `_aggregation`."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from math import floor, log
+from operator import add
+from typing import Any, final
+
+import attrs
+
+from ._arguments import MAX_NUMBER, quote
+from ._distribution import Distribution, unchecked_distribution
+from ._exponential import (
+    ExponentialDistribution,
+    buckets_of,
+    unchecked_exponential_distribution,
+)
+from ._exponential_buckets import ExponentialBuckets
+from ._exponential_mapping import MAX_SCALE
+from ._packed_buckets import (
+    BIAS,
+    EMPTY,
+    FIRST_MASK,
+    SMALLEST_WIDTH,
+    Layout,
+    layout_of,
+    pack,
+    unpack,
+)
+from ._row import Rejected, Row, accept_number
+from ._values import Value
+
+# A constant, as negating takes time for each sample.
+_MIN_NUMBER = -MAX_NUMBER
+
+# Logarithms of floats, times the factor of a scale, are off by less, even at the finest.
+_LOG_ERROR = 1e-5
+
+_BIAS = float(BIAS)
+
+
+@final
+@attrs.frozen
+class Histogram:
+    """Merges distributions. The row holds their sum, then the count of each bucket."""
+
+    bounds: tuple[float, ...]
+    takes_samples: bool
+    """Whether a number is accepted, as one sample."""
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        return (0.0,) + (0,) * (len(self.bounds) + 1)
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        if type(value) is Distribution:
+            self._merge(row, at, value)
+            return
+        if not self.takes_samples:
+            raise Rejected("kind", f"expected a Distribution, got {quote(value)}")
+        sample = value
+        if type(sample) is not float and type(sample) is not int:
+            sample = accept_number(value)
+        total = row[at] + sample
+        if not _MIN_NUMBER <= total <= MAX_NUMBER:
+            raise _rejected(sample)
+        row[at] = total
+        row[at + 1 + bisect_left(self.bounds, sample)] += 1
+
+    def _merge(self, row: Row, at: int, value: Distribution) -> None:
+        if value.bounds != self.bounds:
+            raise Rejected(
+                "bounds",
+                f"expected the bounds {quote(self.bounds)}, got {quote(value.bounds)}",
+            )
+        total = row[at] + value.sum
+        if not _MIN_NUMBER <= total <= MAX_NUMBER:
+            raise _rejected(value.sum)
+        row[at] = total
+        buckets = slice(at + 1, at + 1 + len(value.bucket_counts))
+        row[buckets] = map(add, row[buckets], value.bucket_counts)
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        counts = tuple(row[at + 1 : at + 2 + len(self.bounds)])
+        return unchecked_distribution(self.bounds, counts, row[at])
+
+
+# The numbers of an exponential histogram. Where the extremes are not known, they are
+# beyond all samples.
+_SUM, _MIN, _MAX, _LAYOUT, _POSITIVE, _NEGATIVE = range(6)
+
+
+@final
+@attrs.frozen
+class ExponentialHistogram:
+    """Merges exponential distributions.
+
+    The row holds the sum, the extremes, and the buckets of `_packed_buckets`: their layout,
+    those of the positive samples, those of the negative ones.
+    """
+
+    max_buckets: int
+    takes_samples: bool
+    """Whether a number is accepted, as one sample."""
+
+    @property
+    def zero(self) -> tuple[Any, ...]:
+        layout = layout_of(MAX_SCALE, SMALLEST_WIDTH, self.max_buckets)
+        return 0.0, math.inf, -math.inf, layout, EMPTY, EMPTY
+
+    def add(self, row: Row, at: int, value: Value, now: float) -> None:
+        # The usual case, a sample that falls into a bucket there is, in one piece, as each
+        # call takes time (row 3 of the benchmarks).
+        if (
+            self.takes_samples
+            and type(value) is float
+            and value > 0
+            and (total := row[at] + value) <= MAX_NUMBER
+        ):
+            layout, packed = row[at + 3], row[at + 4]
+            exact = log(value) * layout.factor + _BIAS - (packed & FIRST_MASK)
+            place = floor(exact)
+            if (
+                0 < place < layout.log_places
+                and exact - place > _LOG_ERROR
+                and packed >> layout.shifts[place] & layout.mask < layout.mask
+            ):
+                row[at] = total
+                if value < row[at + 1]:  # noqa: PLR1730  # a call takes longer
+                    row[at + 1] = value
+                if value > row[at + 2]:  # noqa: PLR1730
+                    row[at + 2] = value
+                row[at + 4] = packed + layout.units[place]
+                return
+        if type(value) is ExponentialDistribution:
+            self._merge(row, at, value)
+        elif self.takes_samples:
+            self._add_sample(row, at, accept_number(value))
+        else:
+            raise Rejected(
+                "kind", f"expected an ExponentialDistribution, got {quote(value)}"
+            )
+
+    def _add_sample(self, row: Row, at: int, number: float) -> None:
+        if not _MIN_NUMBER <= number <= MAX_NUMBER:
+            raise _rejected(number)
+        sample = float(number)
+        self._add_to_sum(row, at, sample, sample, sample)
+        layout: Layout = row[at + _LAYOUT]
+        side = at + (_NEGATIVE if sample < 0 else _POSITIVE)
+        packed: int = row[side]
+        place = layout.place(packed, abs(sample))
+        if place < layout.places and layout.has_room(packed, place):
+            row[side] = packed + layout.units[place]
+            return
+        buckets = unpack(layout, row[at + _POSITIVE], row[at + _NEGATIVE])
+        buckets.add(sample, self.max_buckets)
+        self._pack(row, at, buckets)
+
+    def _merge(self, row: Row, at: int, value: ExponentialDistribution) -> None:
+        if value.count == 0:
+            low, high = math.inf, -math.inf
+        else:
+            low = -math.inf if value.min is None else value.min
+            high = math.inf if value.max is None else value.max
+        self._add_to_sum(row, at, value.sum, low, high)
+        buckets = unpack(row[at + _LAYOUT], row[at + _POSITIVE], row[at + _NEGATIVE])
+        buckets.merge(buckets_of(value), self.max_buckets)
+        self._pack(row, at, buckets)
+
+    def _add_to_sum(
+        self, row: Row, at: int, number: float, low: float, high: float
+    ) -> None:
+        total = row[at + _SUM] + number
+        if not _MIN_NUMBER <= total <= MAX_NUMBER:
+            raise _rejected(number)
+        row[at + _SUM] = total
+        row[at + _MIN] = min(row[at + _MIN], low)
+        row[at + _MAX] = max(row[at + _MAX], high)
+
+    def _pack(self, row: Row, at: int, buckets: ExponentialBuckets) -> None:
+        try:
+            packed = pack(buckets, self.max_buckets)
+        except OverflowError as error:
+            raise Rejected("overflow", str(error)) from None
+        row[at + _LAYOUT : at + _NEGATIVE + 1] = packed
+
+    def total(self, row: Row, at: int, stale: float) -> Value:
+        total, low, high, layout, packed, packed_negative = row[at : at + _NEGATIVE + 1]
+        # They are in the wrong order if there are no samples.
+        known = -math.inf < low <= high < math.inf
+        positive, zero_count = layout.unpack(packed)
+        negative, _ = layout.unpack(packed_negative)
+        return unchecked_exponential_distribution(
+            layout.scale,
+            positive,
+            negative,
+            zero_count,
+            total,
+            lowest=low if known else None,
+            highest=high if known else None,
+        )
+
+
+def _rejected(sample: float) -> Rejected:
+    """Return why the sum can't hold this sample, or sum of samples."""
+    if not _MIN_NUMBER <= sample <= MAX_NUMBER:
+        return Rejected("not-finite", f"a sample must be finite, got {quote(sample)}")
+    return Rejected("overflow", "the sum would exceed the largest float")

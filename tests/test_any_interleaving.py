@@ -137,15 +137,19 @@ class Raising:
         raise OSError("no metrics")
 
 
-# Deferred, as Hypothesis shows all values of a strategy that isn't.
-good_metrics = st.deferred(
-    lambda: st.one_of(
-        [st.tuples(st.just(name), st.sampled_from(values)) for name, values in GOOD.items()]
-    )
-)
-odd_metrics = st.deferred(
-    lambda: st.tuples(st.sampled_from([*GOOD, "new", 5]), st.sampled_from(ODD))
-)
+# Composites, as Hypothesis shows all values of other strategies.
+@st.composite
+def draw_good_metric(draw: st.DrawFn) -> tuple[str, Value]:
+    name = draw(st.sampled_from([*GOOD]))
+    return name, draw(st.sampled_from(GOOD[name]))
+
+
+@st.composite
+def draw_odd_metric(draw: st.DrawFn) -> tuple[Any, Any]:
+    return draw(st.sampled_from([*GOOD, "new", 5])), draw(st.sampled_from(ODD))
+
+
+good_metrics, odd_metrics = draw_good_metric(), draw_odd_metric()
 good_results = st.builds(
     Result,
     KEYS,

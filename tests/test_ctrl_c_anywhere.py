@@ -351,10 +351,7 @@ REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic bmFtZTp4\r\n\r\n"
 )
 # Of "x", by little work.
-USERS = {
-    "name": "$scrypt$ln=1,r=1,p=1$wDXPTsboAyqP3MgUzW0zpA"
-    "$iUO5u0ftm1eLiblYEcGc1sP9cZzIZf3V1EtQCeicSGg"
-}
+USERS = {"name": "$scrypt$ln=1,r=1,p=1$c2FsdA$Pq6nPP9sSt3hth3FmeUp"}
 
 
 @attrs.define(eq=False)

@@ -38,9 +38,10 @@ def start_prometheus(prometheus_programs, tmp_path_factory):
     """Start a Prometheus that scrapes these targets: `start("127.0.0.1:80", ...)`."""
     with ExitStack() as servers:
 
-        def start(*targets, scrape_interval="1s"):
+        def start(*targets, scrape_interval="1s", **options):
             folder = tmp_path_factory.mktemp("prometheus")
-            server = Prometheus(prometheus_programs[0], folder, targets, scrape_interval)
+            program = prometheus_programs[0]
+            server = Prometheus(program, folder, targets, scrape_interval, **options)
             return servers.enter_context(server)
 
         yield start

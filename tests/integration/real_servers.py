@@ -275,6 +275,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
+    Further options are those of a `scrape_config`.
+
     It takes remote writes at /api/v1/write, too.
 
     The first scrape comes about five seconds after the start, however short the interval.
@@ -287,12 +289,17 @@ class Prometheus(Server):
         targets: Iterable[str],
         scrape_interval: str,
         features: str = "",
+        **options: Any,
     ) -> None:
         super().__init__()
         self._program = program
         self._folder = folder
         self._features = features
-        scrape = {"job_name": "tests", "static_configs": [{"targets": list(targets)}]}
+        scrape = {
+            "job_name": "tests",
+            "static_configs": [{"targets": list(targets)}],
+            **options,
+        }
         # JSON is YAML, too.
         config = {
             "global": {"scrape_interval": scrape_interval},

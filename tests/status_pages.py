@@ -10,7 +10,9 @@ import attrs
 from helpers import channel_of
 
 from trio_statskeeper import EventMetrics, ExponentialDistribution, Map
+from trio_statskeeper._http._connection import Request
 from trio_statskeeper._pacing import Step
+from trio_statskeeper.status._page import resources_of
 
 LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 
@@ -43,9 +45,14 @@ async def feed(page, *exports):
 
 async def ask(page, path="/status", query="", **parameters):
     """Return the status, the headers and the text of an answer."""
-    answer = await page.answer(Step(), path, query or urlencode(parameters))
-    text = b"".join(part for parts in answer.body for part in parts).decode()
+    answer = await begin(page, path, query or urlencode(parameters))
+    text = b"".join(part for parts in answer.blocks for part in parts).decode()
     return answer.status, dict(answer.headers), text
+
+
+async def begin(page, path="/status", query=""):
+    """Return an answer whose blocks are not made yet."""
+    return await resources_of(page)[path](Step(), Request("GET", path, query, ()))
 
 
 async def as_json(page, **parameters):

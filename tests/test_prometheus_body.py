@@ -8,7 +8,8 @@ import secrets
 import pytest
 from scraping import answers, export, feed, request
 
-from trio_statskeeper.prometheus import PrometheusExporter, _body
+from trio_statskeeper._http import _body
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import trio
 from helpers import channel_of, make_keeper, one
 from hypothesis import given
 from hypothesis import strategies as st
-from status_pages import as_json, export, feed, history, latency, names, target
+from status_pages import as_json, begin, export, feed, history, latency, names, target
 
 from trio_statskeeper import (
     Distribution,
@@ -265,11 +265,11 @@ async def test_a_pass_that_never_ends_is_shown_after_three_intervals(autojump_cl
 async def test_a_page_stays_at_its_passes_while_further_ones_come(autojump_clock):
     page = StatusPage()
     await feed(page, *[of_pass(1, dst, ends=dst == "c") for dst in "abc"])
-    answer = await page.answer(_pacing.Step(), "/status.json", "")
-    pieces = [b"".join(next(answer.body)) for _ in range(4)]
+    answer = await begin(page, "/status.json")
+    pieces = [b"".join(next(answer.blocks)) for _ in range(4)]
     for number in 2, 3, 4:
         await feed(page, *[of_pass(number, dst, ends=dst == "c") for dst in "abc"])
-    pieces += [part for parts in answer.body for part in parts]
+    pieces += [part for parts in answer.blocks for part in parts]
     assert b"".join(pieces).count(b'"total": 1,') == 2 * 3
 
 

@@ -15,6 +15,7 @@ from status_pages import (
     Document,
     as_json,
     ask,
+    begin,
     document,
     export,
     feed,
@@ -23,7 +24,6 @@ from status_pages import (
     target,
 )
 
-from trio_statskeeper._pacing import Step
 from trio_statskeeper.status import StatusPage, _selection
 from trio_statskeeper.status._markup import (
     duration,
@@ -289,8 +289,8 @@ async def test_all_of_a_long_label_is_on_the_page_of_its_target(autojump_clock):
         page = await page_of(export(10, text, total=1, error={text: 1}))
         [found] = (await as_json(page))["targets"]
         assert found["target"] == text
-        answer = await page.answer(Step(), "/status", f"target={found['id']}")
-        pieces = [b"".join(parts) for parts in answer.body]
+        answer = await begin(page, query=f"target={found['id']}")
+        pieces = [b"".join(parts) for parts in answer.blocks]
         # Pieces are made in short steps.
         assert max(map(len, pieces)) < 16_000
         assert [escaped(text, 10**6)] * 2 == [
@@ -409,16 +409,6 @@ async def test_json_has_the_names_that_are_documented(autojump_clock):
     }
     assert detail["history"]["outcome"] == ["missing"] * 359 + ["down"]
     assert detail["history"]["p50_seconds"][0] is None
-
-
-async def test_a_query_of_very_many_parameters_is_an_error(autojump_clock):
-    with pytest.raises(ValueError, match="Max number of fields"):
-        await ask(StatusPage(), query="a=b&" * 101)
-
-
-async def test_other_paths_are_not_the_pages(autojump_clock):
-    for path in "/", "/status/", "/statuses", "/metrics":
-        assert await StatusPage().answer(Step(), path, "") is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ._document import END, JSON_PATH, PATH, Body, badge, begin
+from trio_statskeeper._http._body import Blocks
+
+from ._document import END, JSON_PATH, PATH, badge, begin
 from ._history import DEGRADED, DOWN, IDLE, MISSING, Window
 from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
@@ -40,7 +42,7 @@ _LABELS = (
 _PIECE = 1000
 
 
-def detail(row: Row, length: int, view: View, now: float) -> Body:
+def detail(row: Row, length: int, view: View, now: float) -> Blocks:
     """Yield the page of a target, in short steps.
 
     Args:
@@ -77,7 +79,7 @@ def detail(row: Row, length: int, view: View, now: float) -> Body:
     ]
 
 
-def missing() -> Body:
+def missing() -> Blocks:
     """Yield the page for a target that is not known."""
     yield [
         begin("No such target"),
@@ -156,7 +158,7 @@ def _times(span: float) -> str:
     )
 
 
-def _errors(errors: Sequence[ErrorCount]) -> Body:
+def _errors(errors: Sequence[ErrorCount]) -> Blocks:
     if not errors:
         return
     yield [_ERRORS]
@@ -172,7 +174,7 @@ def _errors(errors: Sequence[ErrorCount]) -> Body:
     yield [b"</tbody></table></section>"]
 
 
-def _labels(labels: Mapping[str, str]) -> Body:
+def _labels(labels: Mapping[str, str]) -> Blocks:
     yield [_LABELS]
     for name, text in labels.items():
         yield [f'<tr><th scope="row">{isolated(name)}</th><td>'.encode()]
@@ -181,7 +183,7 @@ def _labels(labels: Mapping[str, str]) -> Body:
     yield [b"</tbody></table></section>"]
 
 
-def _whole(text: str) -> Body:
+def _whole(text: str) -> Blocks:
     """Yield a text of any length as HTML."""
     yield [b"<bdi>"]
     for begins in range(0, len(text), _PIECE):

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.resources import files
-from typing import TypeAlias
 
-import attrs
+from trio_statskeeper._http._connection import Header
 
 from ._markup import escaped
 from ._state import STATES
 
 PATH = "/status"
 JSON_PATH = "/status.json"
-
-Header: TypeAlias = tuple[bytes, bytes]
-
-Body: TypeAlias = Iterator[Iterable[bytes]]
-"""The pieces of a page: each iterable is prepared in a short step."""
-
-
-@attrs.frozen
-class Answer:
-    """The answer to a request."""
-
-    status: int
-    headers: tuple[Header, ...]
-    body: Body
-
 
 _LINES = files("trio_statskeeper.status").joinpath("status.css").read_text("utf-8")
 
@@ -45,6 +28,7 @@ _POLICY = (
 )
 
 _SAFE: tuple[Header, ...] = (
+    (b"Vary", b"Accept-Encoding"),
     (b"Cache-Control", b"no-store"),
     (b"X-Content-Type-Options", b"nosniff"),
     (b"Referrer-Policy", b"no-referrer"),

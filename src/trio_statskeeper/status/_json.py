@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from ._document import Body
+from trio_statskeeper._http._body import Blocks
+
 from ._history import NONE, OUTCOMES
 from ._intervals import Interval
 from ._overview import since
@@ -22,7 +23,7 @@ _VERSION = 1
 _BATCH = 100
 
 
-def overview_json(selection: Selection, now: float) -> Body:
+def overview_json(selection: Selection, now: float) -> Blocks:
     """Yield the targets that were selected, the worst first, in short steps.
 
     Args:
@@ -37,7 +38,7 @@ def overview_json(selection: Selection, now: float) -> Body:
     yield [b"]}\n"]
 
 
-def detail_json(row: Row) -> Body:
+def detail_json(row: Row) -> Blocks:
     """Yield a target with its history, in short steps."""
     cut, target = row.cut, row.target
     window = target.history.window(target.number, cut.number)
@@ -62,12 +63,12 @@ def detail_json(row: Row) -> Body:
     yield [b"}}\n"]
 
 
-def missing_json() -> Body:
+def missing_json() -> Blocks:
     """Yield what says that a target is not known."""
     yield [f'{{"version": {_VERSION}, "error": "no such target"}}\n'.encode()]
 
 
-def _joined(items: Iterable[object]) -> Body:
+def _joined(items: Iterable[object]) -> Blocks:
     separator = b"\n"
     for item in items:
         yield [separator, _dumps(item).encode()]

@@ -8,8 +8,10 @@ from urllib.parse import urlencode
 
 import attrs
 
+from trio_statskeeper._http._body import Blocks
+
 from ._board import Cut
-from ._document import END, JSON_PATH, PATH, Body, badge, begin
+from ._document import END, JSON_PATH, PATH, badge, begin
 from ._history import NONE, OUTCOMES
 from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
@@ -63,7 +65,7 @@ class View:
         return escaped(f"{path}?{query}" if query else path, 10**5)
 
 
-def overview(selection: Selection, length: int, view: View, now: float) -> Body:
+def overview(selection: Selection, length: int, view: View, now: float) -> Blocks:
     """Yield the page of the targets that were selected, in short steps.
 
     Args:

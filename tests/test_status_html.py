@@ -310,7 +310,7 @@ def test_any_text_is_one_text_in_html(text):
 
 
 async def test_a_page_is_loaded_again_at_the_rate_of_exports(autojump_clock):
-    for interval, refresh in (0.1, b"5"), (10, b"10"), (12.5, b"13"), (3600, b"60"):
+    for interval, refresh in (0.1, b"10"), (10, b"10"), (12.5, b"13"), (3600, b"60"):
         page = await page_of(export(10, **UP, export_interval=interval))
         for parameters in {}, {"target": "a"}:
             _, headers, text = await ask(page, **parameters)

@@ -16,6 +16,7 @@ from ._overview import (
     latency_legend,
     pass_of,
     refresh_link,
+    shown_name,
     since,
     success_legend,
 )
@@ -52,7 +53,7 @@ def detail(row: Row, length: int, view: View, now: float) -> Blocks:
       now: seconds of Trio's clock.
     """
     target, cut = row.target, row.cut
-    name = target.name or "(no name)"
+    name = shown_name(target)
     yield [begin(f"{NAMES[row.state].lower()}: {name}")]
     parameters = {"filter": "", "target": target.target_id}
     yield [
@@ -101,8 +102,9 @@ def _facts(target: TargetState) -> str:
         "Runs now": f"{interval.total:,}",
         "Runs in total": f"{totals.total:,}",
         "Failed in total": f"{totals.total - totals.success:,}",
-        "Inconclusive in total": f"{totals.inconclusive:,}",
     }
+    if totals.inconclusive:
+        facts["Inconclusive in total"] = f"{totals.inconclusive:,}"
     items = "".join(
         f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts.items()
     )

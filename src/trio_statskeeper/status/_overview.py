@@ -17,7 +17,7 @@ from ._intervals import ErrorCount
 from ._markup import duration, escaped, isolated, seconds, share, utc
 from ._plots import COLUMNS, area, columns, gaps, line, strip
 from ._selection import Group, Row, Selection
-from ._state import STATES
+from ._state import STATES, TargetState
 
 # Of the small plots.
 _STEP = 3
@@ -25,8 +25,10 @@ _WIDTH = COLUMNS * _STEP
 _STRIP_HEIGHT = 20
 _LINE_HEIGHT = 24
 
+_STRETCHED = 'preserveAspectRatio="none"'
+
 _GAPS = (
-    f'<svg class="symbols" aria-hidden="true"><symbol id="gaps" '
+    f'<svg class="symbols" aria-hidden="true"><symbol id="gaps" {_STRETCHED} '
     f'viewBox="0 0 {_WIDTH} {_STRIP_HEIGHT}">{gaps(_STEP, _STRIP_HEIGHT)}</symbol></svg>'
 )
 
@@ -97,7 +99,7 @@ def _top(selection: Selection, view: View) -> str:
         f'<form action="{PATH}" role="search">'
         f'<label for="filter">Filter</label><input id="filter" type="search" name="filter" '
         f'value="{escaped(view.text, 10**5)}" placeholder="name, label, error or state" '
-        'autocomplete="off" spellcheck="false">'
+        'spellcheck="false">'
         f"{'' if view.refreshes else '<input type=hidden name=refresh value=off>'}"
         f"<button>Filter</button></form>{refresh_link(view)}</header><main>"
     )
@@ -135,9 +137,10 @@ def _group_top(group: Group, length: int, now: float) -> str:
         f"<small>{isolated(cut.ptype)}</small></h2><p>{states}</p>{pass_of(cut, now)}</div>"
         '<table><thead><tr><th scope="col">State</th><th scope="col">Target</th>'
         f'<th scope="col" class="wide">Success, {span}</th>'
-        '<th scope="col" class="number">Now</th>'
+        '<th scope="col" class="number success">Now</th>'
         f'<th scope="col" class="wide">Latency, {span}</th>'
-        '<th scope="col" class="number">p50</th><th scope="col" class="number">p99</th>'
+        '<th scope="col" class="number p50">p50</th>'
+        '<th scope="col" class="number">p99</th>'
         '<th scope="col" class="number">For</th></tr></thead><tbody>'
     )
 
@@ -158,8 +161,9 @@ def _row(row: Row, slices: Sequence[slice], length: int, view: View, now: float)
     return (
         f'<tr><td class="state">{badge(row.state, NAMES[row.state])}</td>'
         f'<th scope="row"><a href="{view.address(filter="", target=target.target_id)}">'
-        f"{isolated(target.name)}</a>{_errors(target.errors)}</th>"
+        f"{isolated(shown_name(target))}</a>{_errors(target.errors)}</th>"
         f'<td class="wide"><svg class="strip" viewBox="0 0 {_WIDTH} {_STRIP_HEIGHT}" '
+        f"{_STRETCHED} "
         f'role="img" aria-label="failures in {target.bad_intervals} of {length} intervals">'
         f'{strip(outcomes, _STEP, _STRIP_HEIGHT)}<use href="#gaps"/></svg></td>'
         f'<td class="number success">{share(point.success)}</td>'
@@ -168,6 +172,11 @@ def _row(row: Row, slices: Sequence[slice], length: int, view: View, now: float)
         f'<td class="number p99">{seconds(point.p99)}</td>'
         f'<td class="number since">{duration(cut.time(now) - since(row))}</td></tr>'
     )
+
+
+def shown_name(target: TargetState) -> str:
+    """Return the name of a target; a link needs a text."""
+    return target.name if target.name.strip() else "(no name)"
 
 
 def since(row: Row) -> float:
@@ -193,7 +202,8 @@ def _lines(p50: Sequence[float], p99: Sequence[float], slices: Sequence[slice]) 
         return "" if top == NONE else "0"
     medians = [max(p50[each]) for each in slices]
     return (
-        f'<svg class="lines" viewBox="0 0 {_WIDTH} {_LINE_HEIGHT}" aria-hidden="true">'
+        f'<svg class="lines" viewBox="0 0 {_WIDTH} {_LINE_HEIGHT}" {_STRETCHED} '
+        f'aria-hidden="true">'
         f'<path class="p99" d="{area(highest, _STEP, _LINE_HEIGHT, top)}"/>'
         f'<path class="p50" d="{line(medians, _STEP, _LINE_HEIGHT, top)}"/></svg>'
     )

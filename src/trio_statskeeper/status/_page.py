@@ -33,8 +33,9 @@ from ._json import detail_json, missing_json, overview_json
 from ._overview import View, overview
 from ._selection import containing, identified, limit, select
 
-# Seconds between two loads of a page: that of the exports, within these bounds.
-_MIN_REFRESH = 5
+# Seconds between two loads of a page: that of the exports, within these bounds. A filter
+# that is being typed is lost when the page is loaded again.
+_MIN_REFRESH = 10
 _MAX_REFRESH = 60
 
 # Connections that are served at a time, and pages that are sent: as of the exporter.
@@ -201,9 +202,15 @@ class StatusPage:
                         break
         await trio.lowlevel.checkpoint()
 
-    async def _answer(  # noqa: ASYNC910  # short work has no checkpoint
+    async def answer(  # noqa: ASYNC910  # short work has no checkpoint
         self, step: Step, request: Request
     ) -> Answer:
+        """Return the answer to a request, for a server.
+
+        Args:
+          step: the step of work in which this is called.
+          request: the request for one of the page's paths.
+        """
         ask = {name: values[-1] for name, values in request.parameters().items()}
         cuts, now = self._board.cuts(), trio.current_time()
         view = View(
@@ -215,15 +222,17 @@ class StatusPage:
         else:
             match = identified(target, ask.get("probe"), ask.get("ptype"))
         selection = await select(step, cuts, match, now, int if is_json else limit)
-        status, body = 200, overview(selection, self.history, view, now)
+        status = 200
         if target is not None and not selection.shown:
-            status, body = 404, missing_json() if is_json else missing()
+            status = 404
+            body = missing_json() if is_json else missing()
         elif target is not None and selection.shown == 1:
             [row] = selection.groups[0].rows
-            page = detail_json(row) if is_json else detail(row, self.history, view, now)
-            body = page
+            body = detail_json(row) if is_json else detail(row, self.history, view, now)
         elif is_json:
             body = overview_json(selection, now)
+        else:
+            body = overview(selection, self.history, view, now)
         headers = JSON if is_json else HTML
         if view.refreshes and not is_json:
             headers = (*headers, (b"Refresh", b"%d" % view.refresh))
@@ -240,8 +249,7 @@ class StatusPage:
 
 def resources_of(page: StatusPage) -> dict[str, Resource]:
     """Return what a server needs to serve the page."""
-    answer = page._answer  # noqa: SLF001  # of this module's own class
-    return {PATH: answer, JSON_PATH: answer, "/": _redirect}
+    return {PATH: page.answer, JSON_PATH: page.answer, "/": _redirect}
 
 
 async def _redirect(step: Step, _: Request) -> Answer:

@@ -16,6 +16,7 @@ import trio_statskeeper as ts
 from trio_statskeeper import lines, testing
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.status import StatusPage
 
 
 @attrs.frozen
@@ -220,6 +221,10 @@ async def use_outputs(
     nursery.start_soon(prometheus.run, exports)
     assert_type(prometheus.address, tuple[str, int] | None)
     CollectorRegistry().register(prometheus)
+    page = StatusPage(8080, history=60)
+    PrometheusExporter(9464, status=page)
+    assert_type(page.address, tuple[str, int] | None)
+    PrometheusExporter(status="page")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     otlp = OTLPExporter(
         "http://localhost:4318", statistics_of=(prober,), headers={"a": "b"}

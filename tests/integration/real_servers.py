@@ -1,6 +1,6 @@
 """Real servers for the tests: a Prometheus, and a receiver of OTLP.
 
-What this machine lacks is fetched into .cache/servers with CI set, else its tests are
+Missing servers are fetched into .cache/servers if CI is set; otherwise their tests are
 skipped. All calls block: a Trio test makes them with `trio.to_thread.run_sync`.
 """
 
@@ -103,7 +103,7 @@ def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
     if "CI" not in os.environ:
         missing(f"no {folder.name} here: {by_hand}")
     CACHE.mkdir(parents=True, exist_ok=True)
-    # What is interrupted must not look whole to the next run.
+    # An interrupted download must not look complete to the next run.
     with TemporaryDirectory(dir=CACHE) as unfinished:
         filled = Path(unfinished, folder.name)
         filled.mkdir()
@@ -111,7 +111,7 @@ def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
         try:
             filled.rename(folder)
         except OSError:
-            # Another run at the same time was faster.
+            # A concurrent run was faster.
             if not folder.exists():
                 raise
 
@@ -229,7 +229,7 @@ class Server:
         try:
             self._start()
         except EndedError:
-            # Somebody else may have taken the port just before.
+            # Another process may have taken the port just before.
             self.port = free_port()
             self._start()
 
@@ -299,7 +299,8 @@ class Series(NamedTuple):
 class Prometheus(Server):
     """A Prometheus that scrapes /metrics of `targets`, each as "127.0.0.1:port".
 
-    Further options are those of a `scrape_config`.
+    Further options are those of a `scrape_config`. At the same interval, it evaluates the
+    rules in rules/ of its folder.
 
     It takes remote writes at /api/v1/write, too.
 
@@ -326,8 +327,12 @@ class Prometheus(Server):
         }
         # JSON is YAML, too.
         config = {
-            "global": {"scrape_interval": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "evaluation_interval": scrape_interval,
+            },
             "scrape_configs": [scrape],
+            "rule_files": [str(folder / "rules/*.yml")],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
 

@@ -20,8 +20,8 @@ in the thread that calls it.
 
 `_exporter` has the exporter, `_page` what there is to scrape, and `_cut` what is shown of
 each keeper. `_exposition` says what `_text_format` and `_protobuf_format` have in common;
-`_negotiation` chooses between them, `_samples` has the samples of a value, and
-`_client_model` the messages of protobuf. `trio_statskeeper._http` answers requests.
+`_samples` has the samples of a value, and `_client_model` the messages of protobuf.
+`trio_statskeeper._http` answers requests.
 """
 
 from __future__ import annotations

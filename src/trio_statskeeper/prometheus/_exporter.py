@@ -23,6 +23,7 @@ from trio_statskeeper._http._listening import (
     validate_port,
     validate_ssl_context,
 )
+from trio_statskeeper._http._negotiation import prefers_protobuf
 from trio_statskeeper._http._server import Answer, Resource, Server
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
@@ -38,7 +39,6 @@ from trio_statskeeper.status import StatusPage
 from trio_statskeeper.status._page import resources_of
 
 from ._exposition import Exposition
-from ._negotiation import prefers_protobuf
 from ._page import Page
 from ._protobuf_format import ProtobufFormat
 from ._text_format import TextFormat

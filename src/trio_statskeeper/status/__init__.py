@@ -19,6 +19,8 @@ from exports, `_selection` which targets a page shows, `_overview` and `_detail`
 
 from __future__ import annotations
 
+from trio_statskeeper._http._basic_auth import hash_password
+
 from ._page import StatusPage
 
-__all__ = ["StatusPage"]
+__all__ = ["StatusPage", "hash_password"]

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 import trio
 
-from trio_statskeeper._conflating import KeeperKey, Series, arrival_of
+from trio_statskeeper._conflating import (
+    ConflatingQueue,
+    KeeperKey,
+    Series,
+    arrival_of,
+    keeper_of,
+)
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._segments import SegmentedDict
 
@@ -196,6 +202,11 @@ class Board:
     )
     _targets: int = attrs.field(init=False, default=0)
     _clock: trio.abc.Clock | None = attrs.field(init=False, default=None)
+    _queue: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
+    # The newest export of each keeper since the queue was empty.
+    _newest: dict[KeeperKey, EventMetrics] = attrs.field(
+        init=False, factory=dict[KeeperKey, EventMetrics]
+    )
     retired: Retired = attrs.field(init=False, factory=Retired)
 
     def use(self, clock: trio.abc.Clock) -> None:
@@ -204,9 +215,35 @@ class Board:
             self._clock = clock
             self._keepers.clear()
             self._targets = 0
+            self._queue = ConflatingQueue()
+            self._newest.clear()
 
-    def add(self, export: EventMetrics) -> None:
-        """Add an export that has arrived."""
+    @property
+    def waiting(self) -> int:
+        """How many exports have arrived, but are not added."""
+        return len(self._queue)
+
+    def put(self, export: EventMetrics) -> None:
+        """Have an export added later: exports arrive faster than they can be added."""
+        self._newest[keeper_of(export)] = export
+        self._queue.put(export)
+
+    def add_first(self) -> None:
+        """Add the export that has waited longest, unless it is stale."""
+        exports = self._queue.first(1)
+        for export in exports:
+            self._add(export)
+        self._queue.done(exports)
+        if self._queue:
+            return
+        # Exports that took the place of others end no pass, but now all have been added.
+        for export in self._newest.values():
+            keeper = self._keepers.get(keeper_of(export))
+            if keeper is not None and export.ends_pass:
+                keeper.end_pass(export.export_interval, trio.current_time())
+        self._newest.clear()
+
+    def _add(self, export: EventMetrics) -> None:
         series, key, now, _ = arrival_of(export)
         room = _MAX_TARGETS - self._targets
         keeper = self._keepers.get(key)
@@ -219,16 +256,6 @@ class Board:
         self._targets += len(keeper) - before
         self._drop_one(now)
         self.retired.free_some()
-
-    def end_pass(self, export: EventMetrics) -> None:
-        """Show the newest pass, of which this is the last export.
-
-        Of passes that took each other's places in a queue, no export that was added ends
-        one: this is for when the queue has been emptied.
-        """
-        _, key, now, _ = arrival_of(export)
-        if key in self._keepers:
-            self._keepers[key].end_pass(export.export_interval, now)
 
     def _drop_one(self, now: float) -> None:
         """Check a keeper, in a cycle; drop one that has not exported for long."""

@@ -12,7 +12,6 @@ import attrs
 import trio
 
 from trio_statskeeper._arguments import integer, quote
-from trio_statskeeper._conflating import ConflatingQueue, KeeperKey, keeper_of
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._http._basic_auth import BasicAuth, validate_users
 from trio_statskeeper._http._body import Blocks
@@ -52,34 +51,6 @@ def _history(page: object, attribute: attrs.Attribute[int], history: int) -> Non
         raise ValueError(f"history must be <= {_MAX_HISTORY}, got {quote(history)}")
 
 
-@attrs.define(eq=False)
-class _Queue:
-    """What has arrived, but is not on the board: exports arrive faster than that."""
-
-    _board: Board
-    waiting: ConflatingQueue = attrs.field(init=False, factory=ConflatingQueue)
-    # The newest export of each keeper since the queue was empty.
-    _newest: dict[KeeperKey, EventMetrics] = attrs.field(
-        init=False, factory=dict[KeeperKey, EventMetrics]
-    )
-
-    def put(self, export: EventMetrics) -> None:
-        self._newest[keeper_of(export)] = export
-        self.waiting.put(export)
-
-    def take_first(self) -> None:
-        """Add the export that has waited longest to the board, unless it is stale."""
-        exports = self.waiting.first(1)
-        for export in exports:
-            self._board.add(export)
-        self.waiting.done(exports)
-        if not self.waiting:
-            for export in self._newest.values():
-                if export.ends_pass:
-                    self._board.end_pass(export)
-            self._newest.clear()
-
-
 @final
 @attrs.frozen(eq=False)
 class StatusPage:
@@ -106,7 +77,8 @@ class StatusPage:
         `::` includes IPv4.
       history: how many export intervals are kept of each target, from 1 to 1440.
       ssl_context: serve by TLS, as `PrometheusExporter` does.
-      users: who may see the page, as for `PrometheusExporter`. None: anyone.
+      users: who may see the page, by Basic authentication: names, and hashes of their
+        passwords by `hash_password`. None: anyone.
 
     Raises:
       TypeError: if an argument is of another type.
@@ -184,20 +156,20 @@ class StatusPage:
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-        self._board.use(trio.lowlevel.current_clock())
-        queue = _Queue(self._board)
+        board = self._board
+        board.use(trio.lowlevel.current_clock())
         with exports, suppress(trio.EndOfChannel):
             while True:
-                if queue.waiting:
+                if board.waiting:
                     await trio.lowlevel.checkpoint()
                 else:
-                    queue.put(await exports.receive())
+                    board.put(await exports.receive())
                 step = Step()
                 with suppress(trio.WouldBlock, trio.EndOfChannel):
                     while not step.is_half_over:
-                        queue.put(exports.receive_nowait())
-                while queue.waiting:
-                    queue.take_first()
+                        board.put(exports.receive_nowait())
+                while board.waiting:
+                    board.add_first()
                     if step.is_over:
                         break
         await trio.lowlevel.checkpoint()
@@ -212,7 +184,12 @@ class StatusPage:
           request: the request for one of the page's paths.
         """
         ask = {name: values[-1] for name, values in request.parameters().items()}
-        cuts, now = self._board.cuts(), trio.current_time()
+        board = self._board
+        board.use(trio.lowlevel.current_clock())
+        for _ in range(board.waiting):
+            board.add_first()
+            await step.pause_if_over()
+        cuts, now = board.cuts(), trio.current_time()
         view = View(
             ask.get("filter", ""), ask.get("refresh") != "off", _refresh(cuts), bool(cuts)
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import tracemalloc
 
 import pytest
 import trio
@@ -332,6 +334,53 @@ async def test_an_export_that_comes_too_late_is_ignored(autojump_clock):
     page = StatusPage()
     await feed(page, of_pass(2, "a", ends=True), of_pass(1, "a", ends=True))
     assert await shown(page) == {"a": 2}
+
+
+async def test_what_waits_is_added_before_a_page_is_made(autojump_clock, monkeypatch):
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
+    page = StatusPage()
+    await feed(page, of_pass(1, "a", ends=True))
+    for dst in "ab":
+        page._board.put(of_pass(2, dst, ends=dst == "b"))
+    assert await shown(page) == {"a": 2, "b": 2}
+
+
+async def test_what_waits_is_added_while_nothing_comes(
+    autojump_clock, nursery, monkeypatch
+):
+    monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
+    page = StatusPage()
+    await feed(page, of_pass(1, "a", ends=True))
+    for dst in "ab":
+        page._board.put(of_pass(2, dst, ends=dst == "b"))
+    _, exports = trio.open_memory_channel[EventMetrics](0)
+    nursery.start_soon(page.run, exports)
+    await trio.testing.wait_all_tasks_blocked()
+    assert page._board.waiting == 0
+
+
+async def test_memory_is_bounded(autojump_clock):
+    page = StatusPage(history=20)
+    samples = latency(*range(100))
+
+    async def passes(begin, end):
+        for number in range(begin, end):
+            for index in range(20):
+                # A target that leaves is replaced by another one.
+                dst = f"{index}-{number // 12 if index < 5 else ''}"
+                counts = {"total": number, "success": number, "latency": samples}
+                await feed(page, export(10 * number, dst, ends_pass=index == 19, **counts))
+            await shown(page)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = await passes(1, 50)
+        after = await passes(50, 100)
+    finally:
+        tracemalloc.stop()
+    assert after < before * 1.1
 
 
 def test_a_new_run_of_trio_begins_again():

@@ -209,6 +209,29 @@ async def test_a_target_is_found_by_its_name(autojump_clock, parameters):
     assert (await document(page, **parameters)).texts("h1") == ["web:80"]
 
 
+async def test_a_target_without_latencies_has_no_plot_of_them(autojump_clock):
+    page = await page_of(export(10, **UP))
+    assert (await document(page, target="a")).texts("h2") == ["Success", "Labels"]
+
+
+async def test_inconclusive_runs_are_counted_if_there_are_any(autojump_clock):
+    page = await page_of(export(10, **UP, inconclusive=3))
+    assert "Inconclusive in total" in (await document(page, target="a")).texts("dt")
+
+
+async def test_a_target_without_a_name_has_a_link_all_the_same(autojump_clock):
+    page = await page_of(export(10, " ", **UP))
+    assert await names(page) == ["(no name)"]
+
+
+async def test_a_page_is_made_in_steps_of_a_target(autojump_clock):
+    page = await page_of(*[export(10, f"target-{n}", **DOWN) for n in range(100)])
+    for path in "/status", "/status.json":
+        answer = await begin(page, path)
+        steps = [b"".join(blocks) for blocks in answer.blocks]
+        assert max(step.count(b"target-") for step in steps) <= 2
+
+
 async def test_a_name_that_several_targets_have_shows_all_of_them(autojump_clock):
     page = await page_of(
         export(10, "a", **UP, labels={"zone": "x"}),

@@ -113,7 +113,7 @@ class ExponentialHistogram:
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
         # The usual case, a sample that falls into a bucket there is, in one piece, as each
-        # call takes time (row 3 of the benchmarks).
+        # call takes time (row 18 of the benchmarks).
         if (
             self.takes_samples
             and type(value) is float

@@ -17,6 +17,7 @@ import trio_statskeeper as ts
 from trio_statskeeper import lines, testing
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter, hash_password
+from trio_statskeeper.status import StatusPage
 
 
 @attrs.frozen
@@ -225,6 +226,10 @@ async def use_outputs(
     PrometheusExporter(9464, ["::1", "127.0.0.1"], users={"a": hash_password("b")})
     PrometheusExporter(9464, ssl_context=ssl.create_default_context())
     PrometheusExporter(users="a:b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    page = StatusPage(8080, history=60)
+    PrometheusExporter(9464, status=page)
+    assert_type(page.address, tuple[str, int] | None)
+    PrometheusExporter(status="page")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     otlp = OTLPExporter(
         "http://localhost:4318", statistics_of=(prober,), headers={"a": "b"}

@@ -236,7 +236,21 @@ class ExponentialDistribution(PlainValue):
                 ours.add(theirs.offset, [-count for count in theirs.counts])
         if min((*since.positive.counts, *since.negative.counts, since.zero_count)) < 0:
             return self
-        return _of_buckets(since, self.sum - earlier.sum, None, None)
+        # An output may subtract thousands a second, and checking each count takes most of
+        # the time.
+        positive, negative = (
+            _trimmed(since.scale, buckets.offset, tuple(buckets.counts))
+            for buckets in (since.positive, since.negative)
+        )
+        return unchecked_exponential_distribution(
+            since.scale if positive[1] or negative[1] else MAX_SCALE,
+            positive,
+            negative,
+            since.zero_count,
+            plain_finite(self.sum - earlier.sum),
+            lowest=None,
+            highest=None,
+        )
 
     def merge(
         self, other: ExponentialDistribution, max_buckets: int = DEFAULT_MAX_BUCKETS

@@ -26,6 +26,7 @@ PROGRAMS = {
     "8": "scrape.py",
     "9": "prober.py",
     "17": "turns.py",
+    "18": "folds.py",
 }
 PACKAGES = ("trio", "attrs", "prometheus-client", "opentelemetry-sdk", "trio-statskeeper")
 
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks", description=__doc__)
     parser.add_argument(
         "--rows",
-        help="measure only these, with commas between (1 to 9, 17)",
+        help="measure only these, with commas between (1 to 9, 17, 18)",
         metavar="ROWS",
     )
     parser.add_argument(

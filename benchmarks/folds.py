@@ -1,4 +1,4 @@
-"""Rows 3 and 4: one fold against the same three updates with metrics libraries.
+"""Rows 3, 4 and 18: one fold against the same updates with metrics libraries and bounds.
 
 `python benchmarks/folds.py 3` measures the first.
 """
@@ -33,7 +33,7 @@ from standard import (
     size,
 )
 
-from trio_statskeeper import Distribution, Value
+from trio_statskeeper import Distribution, Exponential, ExponentialDistribution, Value
 from trio_statskeeper._aggregation import AggregationRules
 from trio_statskeeper._rows import metrics
 from trio_statskeeper._totals import Totals
@@ -50,9 +50,13 @@ HOW = (
 class Ours:
     """What the keeper does with each result."""
 
-    def __init__(self, max_targets: int = TARGETS) -> None:
+    def __init__(
+        self,
+        max_targets: int = TARGETS,
+        latency: tuple[float, ...] | Exponential = BOUNDS,
+    ) -> None:
         rules = AggregationRules(
-            distributions={"latency": BOUNDS},
+            distributions={"latency": latency},
             label_names=frozenset(),
             max_map_keys=0,
             max_metrics=200,
@@ -192,13 +196,36 @@ def against_opentelemetry(work: Work, results: list[Result], targets: list[str])
     )
 
 
+def against_bounds(work: Work, results: list[Result], targets: list[str]) -> None:
+    ours, peer = Ours(latency=Exponential()), Ours()
+    seconds = alternate(lambda: ours.fold(results), lambda: peer.fold(results))
+    check_totals(peer.metrics_by_target(targets), work, times=ROUNDS + 1)
+    samples = defaultdict[str, list[float]](list)
+    for target, latency in work * (ROUNDS + 1):
+        samples[target].append(latency)
+    for target, totals in ours.metrics_by_target(targets).items():
+        assert totals["latency"] == ExponentialDistribution.of(samples[target])
+    report_ratio(
+        "18",
+        "one fold with an exponential latency ÷ with 11 bounds",
+        HOW,
+        reach=1.4,
+        seconds=seconds,
+        runs=RESULTS,
+    )
+
+
 def main() -> None:
     endpoints = make_endpoints(TARGETS)
     work = make_work(endpoints, RESULTS)
     results = [Result(target, latency) for target, latency in work]
     targets = [endpoint.key for endpoint in endpoints]
-    against = {"3": against_prometheus, "4": against_opentelemetry}[sys.argv[1]]
-    against(work, results, targets)
+    against = {
+        "3": against_prometheus,
+        "4": against_opentelemetry,
+        "18": against_bounds,
+    }
+    against[sys.argv[1]](work, results, targets)
 
 
 if __name__ == "__main__":

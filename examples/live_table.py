@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trio_statskeeper import Distribution, Endpoint, EventMetrics
+from trio_statskeeper import Endpoint, EventMetrics, ExponentialDistribution
 
 NUMBERS = {"success": 8, "p50 ms": 8, "p99 ms": 8, "updated": 10}  # column: width
 
@@ -64,7 +64,7 @@ class Row:
     totals: Mapping[str, Any] = {"total": 0, "success": 0}
     timestamp: float = 0
     success: float = 0
-    latency: Distribution | None = None
+    latency: ExponentialDistribution | None = None
 
     def after(self, export: EventMetrics) -> Row:
         now: Mapping[str, Any] = export.metrics
@@ -110,6 +110,6 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
-def milliseconds(latency: Distribution | None, quantile: float) -> str:
+def milliseconds(latency: ExponentialDistribution | None, quantile: float) -> str:
     seconds = math.nan if latency is None else latency.quantile(quantile)
     return "-" if math.isnan(seconds) else f"{seconds * 1000:.1f}"

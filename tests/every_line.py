@@ -1,4 +1,4 @@
-"""Press Ctrl-C at every line of something, at another one from play to play."""
+"""Press Ctrl-C at every line of a play: at another line each time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from trio.testing import MockClock
 import trio_statskeeper
 from trio_statskeeper._exceptions import leaf_exceptions
 
-Line: TypeAlias = tuple[str, int, bool]
-"""A file, the number of a line, and whether it is protected."""
+Line: TypeAlias = tuple[CodeType, int, bool]
+"""The code of a function, the number of a line, and whether it is protected."""
 
 # Seconds after which a play hangs, and until it is told so again: what is raised where
 # nothing propagates, as in a finalizer, ends nothing.
@@ -55,11 +55,6 @@ class Play(Protocol):
 
     def check(self) -> None:
         """Assert, after the end of Trio, that nothing is lost."""
-
-
-def _has_line(code: CodeType, line: Line) -> bool:
-    file, number, _ = line
-    return code.co_filename == file and any(number == n for *_, n in code.co_lines())
 
 
 def _trio_protects(frame: FrameType | None) -> bool:
@@ -103,9 +98,9 @@ class CtrlC:
 
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Do what `sys.settrace` asks for."""
-        file = frame.f_code.co_filename
-        if self.at is not None and not _has_line(frame.f_code, self.at):
+        if self.at is not None and frame.f_code != self.at[0]:
             return None  # this saves most of the time
+        file = frame.f_code.co_filename
         if file in _WATCHED or file.startswith(_LIBRARY):
             return self._trace_line
         return None
@@ -116,7 +111,7 @@ class CtrlC:
         if event == "line" and _watching.get():
             protected = ki_protection_enabled(frame)
             if not (protected and _trio_protects(frame)):
-                line = frame.f_code.co_filename, frame.f_lineno, protected
+                line = frame.f_code, frame.f_lineno, protected
                 self.reached[line] += 1
                 if line == self.at and self.reached[line] == self.time:
                     self.struck = True

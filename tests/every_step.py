@@ -1,4 +1,4 @@
-"""Interrupt something at every step that it takes, one step later from play to play."""
+"""Interrupt a play at every step: one step later each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keeper as its rules tell it, plain and slow: it adds up anew what it was ever given.
+"""The keeper as its rules describe it, plain and slow: it adds everything up each time.
 
 Nothing here is steps or tasks. `Model.settle` brings it to where nothing more can happen
 until the clock, the consumer or a producer moves.

@@ -1,4 +1,4 @@
-"""Whatever happens to a keeper, in whatever order, it does as a plain model does."""
+"""A keeper does what a plain model does, whatever happens in whatever order."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "exports"):
-            self.exports.close()  # lest a flush wait for it
+            self.exports.close()  # so that no flush waits for it
         self.trio.close()
         self.patches.close()
 
@@ -481,7 +481,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert [shown(export) for export in self.keeper.snapshot(keys)] == expected
         self.settle()
 
-    # In one rule, lest runs end too soon for much to happen.
+    # In one rule, so that runs do not end before much has happened.
     @rule(
         how=st.sampled_from(["cancelled", "results", "consumer", "targets"]),
         batch=bursts,

@@ -1,4 +1,4 @@
-"""What constructors are given, and what an error message quotes of it."""
+"""Arguments of constructors, and how error messages quote them."""
 
 from __future__ import annotations
 

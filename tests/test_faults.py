@@ -1,4 +1,4 @@
-"""What a keeper and a prober do when what they are given fails: docs/failures.md."""
+"""Keepers and probers when functions, results or consumers fail: docs/failures.md."""
 
 from __future__ import annotations
 

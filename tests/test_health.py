@@ -1,4 +1,4 @@
-"""How a prober counts and logs what its targets' failures are.
+"""How a prober counts and logs the failures of its targets.
 
 Every test runs on the mock clock.
 """
@@ -91,7 +91,7 @@ UNREACHABLE = OSError(errno.ENETUNREACH, "unreachable")
         (UNREACHABLE, "OSError-ENETUNREACH"),
         (OSError("no errno"), "OSError"),
         (OSError(99_999, "an errno that is unknown here"), "OSError"),
-        (OSError([], "an errno that is no number"), "OSError"),
+        (OSError([], "an errno that is not a number"), "OSError"),
         (hidden(REFUSED), "ConnectionRefusedError"),
         (hidden(UNREACHABLE, REFUSED), "ConnectionRefusedError"),
         (hidden(REFUSED, UNREACHABLE), "ConnectionRefusedError"),

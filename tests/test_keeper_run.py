@@ -550,7 +550,7 @@ async def test_if_both_tasks_fail_at_once_one_is_raised_and_the_other_logged(
 
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
-            results.send_nowait(one("a"))  # upon which the clock raises in the other task
+            results.send_nowait(one("a"))  # then the clock raises in the other task
             raise LookupError("no targets")
         return []
 

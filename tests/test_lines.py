@@ -47,7 +47,7 @@ def lines(*totals):
 
 
 async def until(condition):
-    """Wait until something has been done; for ever would be long for a test that fails."""
+    """Wait until something has been done, but fail after some time."""
     with trio.fail_after(10):
         while True:
             await trio.lowlevel.checkpoint()
@@ -571,7 +571,7 @@ def test_a_keyboard_interrupt_ends_an_outage(path, monkeypatch, caplog):
     assert caplog.messages[-1] == f"{path}: not recovered; 1 exports were lost"
 
 
-# What is no regular file
+# Files that are not regular
 
 
 async def test_a_fifo_can_be_written(fifo):
@@ -584,7 +584,7 @@ async def test_a_fifo_without_a_reader_does_not_block_the_loop(fifo):
     go = threading.Event()
 
     def read():
-        # Else this test would wait for ever if the loop does not go on.
+        # Otherwise this test would wait forever if the loop were blocked.
         return go.wait(10), fifo.read_text()
 
     async def release():
@@ -773,7 +773,7 @@ async def test_a_stuck_disk_does_not_block_the_loop(fifo):
     go = threading.Event()
 
     def read():
-        # Else this test would wait for ever if the loop does not go on.
+        # Otherwise this test would wait forever if the loop were blocked.
         return go.wait(10), read_all(reader)
 
     exports = channel_of(LONG)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import texts, values
 
-from trio_statskeeper import Distribution, EventMetrics, Gauge, Map
+from trio_statskeeper import (
+    Distribution,
+    EventMetrics,
+    ExponentialDistribution,
+    Gauge,
+    Map,
+)
 from trio_statskeeper._naming import Families, label_name, valid_text
 
 HISTOGRAM = Distribution.of([3], [1, 2])
@@ -62,6 +68,13 @@ def test_each_metric_is_named_after_its_kind(metric, value, expected):
     kind, name, otlp_name, label = expected
     assert (family.kind, family.label) == (kind, label)
     assert (family.name, family.otlp_name) == (f"probe_{name}", f"probe_{otlp_name}")
+
+
+def test_distributions_of_either_kind_are_one_family():
+    families = Families("probe_")
+    explicit = resolve({"latency": HISTOGRAM}, families)
+    exponential = resolve({"latency": ExponentialDistribution.of([3])}, families)
+    assert explicit == exponential
 
 
 def test_the_metric_total_is_not_called_total_total():
@@ -126,6 +139,7 @@ def test_values_in_seconds_are_not_converted():
         (Gauge(1e300), 1e300),
         (Map("c", {"x": 1e300}), 1e300),
         (Distribution([1], [0, 1], 1e300), 1e300),
+        (ExponentialDistribution(0, zero_count=1, sum=1e300), 1e300),
         (Distribution([1, 1e300], [0, 1, 0], 1), 1e300),
         (Distribution([1e-200, 2e-200], [0, 1, 0], 1), 1e-200),
     ],

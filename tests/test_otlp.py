@@ -1,4 +1,4 @@
-"""OTLPExporter: what it sends when, and what it makes of the collector's answers.
+"""OTLPExporter: what it sends and when, and how it handles the collector's answers.
 
 The collector is in the same process, on the mock clock; real HTTP is tested in
 tests/integration.
@@ -1234,10 +1234,10 @@ def test_certificates_are_checked_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setattr(httpx2, "create_ssl_context", lambda: usual)
     assert OTLPExporter("https://collector")._tls is usual
     assert OTLPExporter("https://collector", ssl_context=own)._tls is own
-    # It is not used; if it were, nobody would be trusted.
-    nobody = OTLPExporter(ENDPOINT)._tls
-    assert nobody.verify_mode is ssl.CERT_REQUIRED
-    assert not nobody.get_ca_certs()
+    # It is not used; if it were, no certificate would be trusted.
+    context = OTLPExporter(ENDPOINT)._tls
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert not context.get_ca_certs()
 
 
 # The page
@@ -1262,6 +1262,10 @@ def test_the_program_in_the_page_on_opentelemetry_runs_and_is_short(collector, m
     clock = MockClock(autojump_threshold=0)
     monkeypatch.setattr(trio, "run", lambda main: run(for_a_while, main, clock=clock))
     exec(compile(program, page, "exec"), {"__name__": "__main__"})
-    statistics, totals = collector.received
-    assert totals.totals.keys() == {"localhost:80", "localhost:443"}
-    assert statistics.values("statskeeper_results_accepted", "probe")["example"] > 0
+    # On a slow machine, the two targets may come in two requests.
+    totals, accepted = {}, {}
+    for received in collector.received:
+        totals |= received.totals
+        accepted |= received.values("statskeeper_results_accepted", "probe")
+    assert totals.keys() == {"localhost:80", "localhost:443"}
+    assert accepted["example"] > 0

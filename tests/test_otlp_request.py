@@ -1,4 +1,4 @@
-"""Requests of OTLP: what metrics are in its terms."""
+"""OTLP requests: how metrics are encoded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 from strategies import texts, values
 
 from trio_statskeeper import (
@@ -163,6 +164,34 @@ def test_a_metric_of_several_targets_is_one_with_several_data_points():
     assert [(attributes_of(p), p.as_int) for p in points] == [
         ({"dst": str(n)}, n) for n in range(3)
     ]
+
+
+def test_exponential_distributions_are_sent_as_they_are():
+    latency = ExponentialDistribution.of([-2, 0, 1.5, 1.5])
+    [metric] = metrics_of(export({"latency": latency}, unit=0.25)).values()
+    assert (metric.name, metric.unit) == ("probe_latency", "s")
+    histogram = metric.exponential_histogram
+    assert histogram.aggregation_temporality == AGGREGATION_TEMPORALITY_CUMULATIVE
+    [point] = histogram.data_points
+    seconds = ExponentialDistribution.of([-0.5, 0, 0.375, 0.375])
+    exported(metric, "latency", seconds)
+    assert attributes_of(point) == {"dst": "a"}
+    assert point.start_time_unix_nano == 10_250_000_000
+    assert point.time_unix_nano == 20_500_000_000
+
+
+def test_of_one_name_explicit_and_exponential_distributions_are_two_metrics():
+    message = parsed(
+        request_of(
+            export({"size": Distribution([1], [2, 3], 9)}),
+            export({"size": ExponentialDistribution.of([5])}, labels={"dst": "b"}),
+            export({"size": Distribution([1], [4, 5], 9)}, labels={"dst": "c"}),
+        )
+    )
+    explicit, exponential = message.resource_metrics[0].scope_metrics[0].metrics
+    assert explicit.name == exponential.name == "probe_size"
+    assert [p.count for p in explicit.histogram.data_points] == [5, 9]
+    assert [p.count for p in exponential.exponential_histogram.data_points] == [1]
 
 
 def test_latencies_are_in_seconds_whatever_their_unit_and_nothing_else_is():

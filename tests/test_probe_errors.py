@@ -1,4 +1,4 @@
-"""The exceptions that probes raise; test_health.py has what probers make of them."""
+"""The exceptions that probes raise; test_health.py tests how probers handle them."""
 
 from __future__ import annotations
 

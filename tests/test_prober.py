@@ -1,4 +1,4 @@
-"""When a prober runs a probe, what it makes of it, and how it ends.
+"""When a prober runs probes, what it counts, and how it ends.
 
 Every test runs on the mock clock, on which a probe takes exactly as long as it sleeps.
 """
@@ -1001,7 +1001,7 @@ async def test_a_system_exit_is_raised_even_if_another_exception_came_first(
 
     def targets() -> list[Endpoint]:
         if trio.current_time() > 0:
-            raise LookupError("no targets")  # upon which the probe is cancelled
+            raise LookupError("no targets")  # then the probe is cancelled
         return [A]
 
     results_send, results_receive = trio.open_memory_channel[ProbeResult](10)

@@ -19,7 +19,6 @@ from trio_statskeeper import Distribution, EventMetrics, ExponentialDistribution
 from trio_statskeeper._exponential_mapping import bucket_index
 from trio_statskeeper.prometheus import PrometheusExporter
 from trio_statskeeper.prometheus._client_model import MetricFamily
-from trio_statskeeper.prometheus._negotiation import prefers_protobuf
 
 ACCEPT = (
     "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
@@ -231,58 +230,6 @@ def test_buckets_per_power_is_a_power_of_two(per_power):
 def test_buckets_per_power_is_an_integer(per_power):
     with pytest.raises(TypeError, match="buckets_per_power must be an integer, got "):
         PrometheusExporter(buckets_per_power=per_power)
-
-
-# Which format
-
-
-PROMETHEUS_2_42 = (
-    f"{ACCEPT},application/openmetrics-text;version=1.0.0;q=0.8,"
-    "application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,"
-    "*/*;q=0.1"
-)
-
-
-@pytest.mark.parametrize(
-    "accept",
-    [
-        ACCEPT,
-        PROMETHEUS_2_42,
-        ACCEPT.upper().replace(";", " ; "),
-        f"{ACCEPT};q=0.6;escaping=allow-utf-8,text/plain;version=1.0.0;q=0.5",
-        f"{ACCEPT};q=0.5,text/plain;q=0.5",
-        f"text/plain;q=0.4, {ACCEPT};q=0.5",
-        f"text/html,text/plain;q=0,{ACCEPT};q=0.001",
-    ],
-)
-def test_protobuf_is_sent_if_it_is_preferred(accept):
-    assert prefers_protobuf(accept)
-
-
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "",
-        "*/*",
-        "text/plain;version=0.0.4",
-        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
-        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
-        "application/*",
-        "application/vnd.google.protobuf",
-        ACCEPT.replace("delimited", "text"),
-        ACCEPT.replace("MetricFamily", "Metric"),
-        f"{ACCEPT};q=0",
-        f"{ACCEPT};q=nan",
-        f"{ACCEPT};q=inf",
-        f"{ACCEPT};q=x",
-        f"{ACCEPT};q=0.5,text/plain",
-        f"{ACCEPT};q=0.1,text/*;q=0.2",
-        f"text/plain;q=0.5,{ACCEPT};q=0.5",
-        ";,=;q",
-    ],
-)
-def test_text_is_sent_otherwise(accept):
-    assert not prefers_protobuf(accept)
 
 
 async def test_scrapers_of_both_formats_get_theirs(autojump_clock):

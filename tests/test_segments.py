@@ -1,4 +1,4 @@
-"""The dict of which a snapshot takes no time."""
+"""The dict whose snapshots take no time."""
 
 from __future__ import annotations
 

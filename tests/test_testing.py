@@ -1,4 +1,4 @@
-"""What helps to test programs that have a keeper inside."""
+"""The helpers for tests of programs with a keeper."""
 
 from __future__ import annotations
 

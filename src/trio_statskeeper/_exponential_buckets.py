@@ -17,13 +17,12 @@ from ._exponential_mapping import MAX_SCALE, bucket_index
 # from one power of two to the next, each 4.4 % wide.
 DEFAULT_MAX_BUCKETS = 160
 
-
 # With more, counting a sample outside of the buckets there are would take too long.
 _MAX_MAX_BUCKETS = 1_000
 
 
-def _max_buckets(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    integer(2)(_, attribute, value)
+def _max_buckets(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    integer(2)(instance, attribute, value)
     if value > _MAX_MAX_BUCKETS:
         raise ValueError(f"max_buckets must be <= {_MAX_MAX_BUCKETS}, got {quote(value)}")
 

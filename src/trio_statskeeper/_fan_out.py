@@ -89,7 +89,7 @@ async def fan_out(  # noqa: ASYNC128  # it passes `started` on
 
     Raises:
       TypeError: if an output can't be called; `exports` is not closed then.
-      ValueError: if there is no output; the same.
+      ValueError: if there is no output; `exports` is not closed then, either.
     """
     validate_outputs("fan_out", outputs)
     await FanOut(exports, outputs).run(task_status.started)

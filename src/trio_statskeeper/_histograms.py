@@ -35,7 +35,8 @@ from ._values import Value
 # A constant, as negating takes time for each sample.
 _MIN_NUMBER = -MAX_NUMBER
 
-# Logarithms of floats, times the factor of a scale, are off by less, even at the finest.
+# The logarithms of floats, times the factor of a scale, are off by less, even at the finest
+# scale. What is as close to a boundary needs `bucket_index`.
 _LOG_ERROR = 1e-5
 
 _BIAS = float(BIAS)
@@ -112,7 +113,7 @@ class ExponentialHistogram:
 
     def add(self, row: Row, at: int, value: Value, now: float) -> None:
         # The usual case, a sample that falls into a bucket there is, in one piece, as each
-        # call takes time (row 3 of the benchmarks).
+        # call takes time (row 18 of the benchmarks).
         if (
             self.takes_samples
             and type(value) is float
@@ -123,7 +124,7 @@ class ExponentialHistogram:
             exact = log(value) * layout.factor + _BIAS - (packed & FIRST_MASK)
             place = floor(exact)
             if (
-                0 < place < layout.log_places
+                0 < place < layout.places
                 and exact - place > _LOG_ERROR
                 and packed >> layout.shifts[place] & layout.mask < layout.mask
             ):

@@ -58,8 +58,6 @@ class Layout:
     width: int
     places: int
     """The number of places at most, that of the zeros included."""
-    log_places: int
-    """The same if a logarithm gives the index; 0 at scales where it does not."""
     factor: float
     """What the natural logarithm of a sample is to be multiplied by for its index."""
     mask: int
@@ -103,7 +101,6 @@ def layout_of(scale: int, width: int, max_buckets: int) -> Layout:
         scale=scale,
         width=width,
         places=places,
-        log_places=places if scale > 0 else 0,
         factor=index_factor(scale),
         mask=(1 << width) - 1,
         shifts=_shifts(width, places),

@@ -47,7 +47,7 @@ def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, .
 def _exponential_in_seconds(
     value: ExponentialDistribution, unit: float
 ) -> ExponentialDistribution:
-    # Unless it is a whole number, each bucket moves by up to half its width.
+    # Unless it is an integer, each bucket moves by up to half its width.
     shift = round(math.ldexp(math.log2(unit), value.scale))
     least = lowest_index(value.scale)
     positive = _shifted(value.positive_offset + shift, value.positive_counts, least)

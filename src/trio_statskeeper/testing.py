@@ -92,7 +92,7 @@ class Succeed:
       after: seconds until it does.
 
     Raises:
-      TypeError: if `metrics` is no mapping, or `after` no number.
+      TypeError: if `metrics` is not a mapping, or `after` not a number.
       ValueError: if `after` is negative or not finite.
     """
 
@@ -115,7 +115,7 @@ class Fail:
       after: seconds until it does.
 
     Raises:
-      TypeError: if `error` can't be raised, or `after` is no number.
+      TypeError: if `error` can't be raised, or `after` is not a number.
       ValueError: if `after` is negative or not finite.
     """
 
@@ -162,7 +162,7 @@ class ScriptedProbe:
       script: the steps.
 
     Raises:
-      TypeError: if `script` is no sequence of steps.
+      TypeError: if `script` is not a sequence of steps.
       ValueError: if it is empty.
     """
 

@@ -57,7 +57,7 @@ def port():
 
 @pytest.fixture(scope="module")
 def prometheus(prometheus_programs, tmp_path_factory, port):
-    # One for all tests of a file, for its first scrape takes long to come.
+    # One for all tests of a file, because its first scrape takes long.
     folder = tmp_path_factory.mktemp("prometheus")
     address = f"127.0.0.1:{port}"
     with Prometheus(prometheus_programs[0], folder, [address], "500ms") as prometheus:

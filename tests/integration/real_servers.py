@@ -1,6 +1,6 @@
 """Real servers for the tests: a Prometheus, and a receiver of OTLP.
 
-What this machine lacks is fetched into .cache/servers with CI set, else its tests are
+Missing servers are fetched into .cache/servers if CI is set; otherwise their tests are
 skipped. All calls block: a Trio test makes them with `trio.to_thread.run_sync`.
 """
 
@@ -79,7 +79,7 @@ def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
     if "CI" not in os.environ:
         missing(f"no {folder.name} here: {by_hand}")
     CACHE.mkdir(parents=True, exist_ok=True)
-    # What is interrupted must not look whole to the next run.
+    # An interrupted download must not look complete to the next run.
     with TemporaryDirectory(dir=CACHE) as unfinished:
         filled = Path(unfinished, folder.name)
         filled.mkdir()
@@ -87,7 +87,7 @@ def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
         try:
             filled.rename(folder)
         except OSError:
-            # Another run at the same time was faster.
+            # A concurrent run was faster.
             if not folder.exists():
                 raise
 
@@ -205,7 +205,7 @@ class Server:
         try:
             self._start()
         except EndedError:
-            # Somebody else may have taken the port just before.
+            # Another process may have taken the port just before.
             self.port = free_port()
             self._start()
 

@@ -1,4 +1,4 @@
-"""Hostile input on its way to real servers: whatever a probe tells, they can read."""
+"""Hostile input, exported to real servers: they can read whatever a probe returns."""
 
 from __future__ import annotations
 

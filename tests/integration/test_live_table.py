@@ -97,7 +97,7 @@ class Terminal:
             pytest.fail(f"too late; the screen is\n{self.text}")
         try:
             written = os.read(self._keyboard, 65_536)
-        except OSError:  # Linux' way to say that nobody has it open any more
+        except OSError:  # Linux raises it once no process has it open
             written = b""
         if not written:
             raise EOFError(self.text)

@@ -1,4 +1,4 @@
-"""OTLPExporter against real servers: a receiver of OTLP, and HTTP in all its moods."""
+"""OTLPExporter against real servers: a receiver of OTLP, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -497,7 +497,7 @@ async def test_each_address_of_a_name_is_tried(monkeypatch):
     getaddrinfo = socket.getaddrinfo
 
     def look_up(host, *args, **options):
-        # The first answers nothing: nobody accepts its connections, and its queue is full.
+        # The first does not answer: it accepts no connections, and its queue is full.
         addresses = ["127.0.0.2", "127.0.0.1"] if host == "otel.test" else [host]
         return [found for a in addresses for found in getaddrinfo(a, *args, **options)]
 

@@ -1,4 +1,4 @@
-"""What a prober makes of real sockets, threads and signals."""
+"""A prober with real sockets, threads and signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak runs, and tells what went wrong. Little work: at full size it takes minutes."""
+"""The soak runs, and reports what went wrong; here on little work, for seconds."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def start(*args):
 
 @pytest.fixture(scope="module", autouse=True)
 def started():
-    """Both soaks: they mostly wait, while the other tests run."""
+    """Both soaks, which mostly wait while the other tests run."""
     with (
         start("soak.py", *LITTLE) as whole,
         start("-c", BROKEN, *LITTLE) as broken,

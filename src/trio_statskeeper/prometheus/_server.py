@@ -18,8 +18,9 @@ from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
 from ._basic_auth import BasicAuth
-from ._body import Blocks, compressed, joined, prefers_gzip
+from ._body import Blocks, compressed, joined
 from ._connection import CLOSE, Connection, ConnectionLost, Header, Request
+from ._negotiation import prefers_gzip
 
 # Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
 # of the scheduler, which are rare in a busy loop.

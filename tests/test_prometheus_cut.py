@@ -100,6 +100,7 @@ async def test_no_part_of_a_pass_is_shown_while_the_rest_waits_to_be_rendered(
     assert await shown(exporter) == {"a": 1, "b": 1, "c": 1}
     while page.waiting:
         page.render_first()
+    assert sum(parsed(collected(exporter))["probe"][2].values()) == 9
     assert await shown(exporter) == {"a": 3, "b": 3, "c": 3}
 
 

@@ -200,12 +200,14 @@ class PrometheusExporter(Collector):
 
     def _server(self) -> Server:
         resources: dict[str, Resource] = {"/metrics": self._scrape}
+        hint = "metrics are at /metrics"
         if self.status is not None:
             resources |= resources_of(self.status)
+            hint += ", the status is at /status"
         basic_auth = None if self.users is None else BasicAuth(self.users)
         return Server(
             resources,
-            "metrics are at /metrics",
+            hint,
             self.max_connections,
             self.max_scrapes,
             self.ssl_context,

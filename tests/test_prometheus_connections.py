@@ -159,6 +159,25 @@ async def test_a_bug_within_an_answer_cuts_it_off_and_is_logged(
     assert "a bug" in caplog.text
 
 
+async def test_a_bug_in_a_connection_closes_it_alone_and_is_logged(
+    autojump_clock, nursery, monkeypatch, caplog
+):
+    def fail(_):
+        raise RuntimeError("a bug")
+
+    server = server_of(PrometheusExporter())
+    healthy = connect(nursery, server)
+    with monkeypatch.context() as patched:
+        patched.setattr(_connection, "_parse", fail)
+        client = connect(nursery, server)
+        await client.send_all(request())
+        assert await all_from(client) == b""
+    assert (await ask(healthy, "/"))[0] == 200
+    [record] = caplog.records
+    assert record.getMessage() == "a connection failed: RuntimeError('a bug')"
+    assert record.exc_info
+
+
 async def test_a_query_of_very_many_parameters_is_refused():
     assert await statuses(request("/metrics?" + "&".join(["a"] * 101))) == [400]
 

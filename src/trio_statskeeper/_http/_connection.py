@@ -120,6 +120,7 @@ class Connection:
         timeout = _REQUEST_TIMEOUT
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
+            self._is_head = False
             if not self._http.trailing_data[0]:
                 timeout = _IDLE_TIMEOUT
         try:
@@ -141,8 +142,8 @@ class Connection:
         while True:  # noqa: ASYNC913  # h11 makes of data only so many events
             event = http.next_event()
             if isinstance(event, h11.Request):
+                self._is_head = event.method == b"HEAD"  # even if the request is refused
                 request = _parse(event)
-                self._is_head = request.method == "HEAD"
             elif isinstance(event, h11.EndOfMessage):
                 return request  # noqa: ASYNC910  # its answer has a checkpoint
             elif isinstance(event, h11.ConnectionClosed):

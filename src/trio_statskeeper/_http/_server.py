@@ -127,7 +127,7 @@ class Server:
     async def serve_stream(  # noqa: ASYNC910  # losing a connection takes a checkpoint
         self, stream: trio.abc.HalfCloseableStream
     ) -> None:
-        """Answer the requests of one connection; what fails here ends no other."""
+        """Answer the requests of one connection. No failure of it ends the server."""
         if isinstance(stream, trio.SocketStream):
             # Trio lets the system hold only 16 KiB that are not sent yet. To refill them
             # would take many turns of the scheduler.
@@ -147,6 +147,8 @@ class Server:
                     await self._refuse(connection, scope)
             except ConnectionLost:
                 pass
+            except Exception as error:  # noqa: BLE001  # nor does a bug
+                logger.error("a connection failed: %s", quote(error), exc_info=error)
             finally:
                 self._waiting.pop(scope, None)
 

@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from trio_statskeeper._arguments import integer, quote
+from trio_statskeeper._classic_buckets import validate_buckets_per_power
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
@@ -64,13 +65,6 @@ def _validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
     if not host:
         raise ValueError("host must be a string, or a sequence of strings, got none")
     return tuple(host)
-
-
-def _power_of_two(_: object, attribute: attrs.Attribute[Any], number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{attribute.name} must be an integer, got {quote(number)}")
-    if number < 1 or number & (number - 1):
-        raise ValueError(f"{attribute.name} must be 1, 2, 4 or 8, or so on, got {number}")
 
 
 def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) -> None:
@@ -123,7 +117,7 @@ class PrometheusExporter(Collector):
         `statskeeper_…`.
       created: whether `…_created` samples say when each counter and histogram began.
       buckets_per_power: classic buckets of an exponential distribution from one power of
-        two to the next: 1, 2, 4 or another power of two. Native histograms have buckets of
+        two to the next: 1, 2, 4, 8 or 16. Native histograms have buckets of
         their own.
       ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
         certificate authorities, it can demand certificates of the clients.
@@ -152,7 +146,9 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
-    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+    buckets_per_power: int = attrs.field(
+        default=1, kw_only=True, converter=validate_buckets_per_power
+    )
 
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=_ssl_context

@@ -71,6 +71,19 @@ def test_samples_are_counted_in_buckets_of_the_factor(samples, max_buckets, fact
     assert repr(added) == repr(attrs.evolve(added))
 
 
+@pytest.mark.parametrize("factor", [1000, 1e6, 10, 1 / 60])
+def test_samples_next_to_a_boundary_are_counted_as_by_the_slow_path(factor):
+    histogram = ExponentialHistogram(160, takes_samples=True, factor=factor)
+    boundaries = [factor * 2.0**n for n in range(-4, 4)]
+    samples = [math.nextafter(n, end) for n in boundaries for end in (0, n, math.inf)]
+    # Once there are all buckets, their number and scale stay.
+    added = total(histogram, fold(histogram, samples * 2))
+    expected = ExponentialBuckets(factor=factor)
+    for sample in samples * 2:
+        expected.add(sample, 160)
+    assert added.positive_counts == tuple(expected.positive.counts)
+
+
 @given(st.lists(st.integers(1, 2**60)), st.sampled_from([20, 160]))
 def test_integers_are_counted_as_floats_are(integers, max_buckets):
     histogram = ExponentialHistogram(max_buckets, takes_samples=True)

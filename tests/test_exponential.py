@@ -17,8 +17,8 @@ from opentelemetry.sdk.metrics._internal.aggregation import (
 from strategies import exponentials, factors
 
 from trio_statskeeper import Exponential, ExponentialDistribution
-from trio_statskeeper._exponential import without_factor
 from trio_statskeeper._exponential_mapping import bucket_start
+from trio_statskeeper._unchecked_exponential import without_factor
 
 LARGEST = sys.float_info.max
 NAN = math.nan

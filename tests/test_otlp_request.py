@@ -22,8 +22,8 @@ from trio_statskeeper import (
     Gauge,
     Map,
 )
-from trio_statskeeper._exponential import without_factor
 from trio_statskeeper._naming import Families, valid_text
+from trio_statskeeper._unchecked_exponential import without_factor
 from trio_statskeeper.otlp._request import Request
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"

@@ -279,8 +279,9 @@ async def time_until_closed(stream):
 @pytest.mark.parametrize("sent", [b"", request()[:20]])
 async def test_a_request_has_to_come_in_time(autojump_clock, nursery, server, sent):
     client = connect(nursery, server)
+    await trio.sleep(4)
     await client.send_all(sent)
-    assert await time_until_closed(client) == _connection._REQUEST_TIMEOUT
+    assert await time_until_closed(client) == _connection._REQUEST_TIMEOUT - 4
 
 
 async def test_a_request_that_comes_byte_by_byte_has_no_more_time(
@@ -388,6 +389,20 @@ async def test_beyond_the_limit_the_connection_that_has_waited_longest_is_closed
         clients.append(connect(nursery, server))
         assert (await ask(clients[newcomer]))[0] == 200
     assert [await is_open(client) for client in clients] == [False] * 3 + [True] * 3
+
+
+async def test_a_connection_that_has_ended_leaves_its_place_to_another(
+    autojump_clock, nursery
+):
+    server = server_with(max_connections=2)
+    stays = connect(nursery, server)
+    await wait_all_tasks_blocked()
+    ends = connect(nursery, server)
+    await wait_all_tasks_blocked()
+    await ends.aclose()
+    await wait_all_tasks_blocked()
+    assert (await ask(connect(nursery, server)))[0] == 200
+    assert await is_open(stays)
 
 
 async def test_a_connection_that_is_being_answered_is_not_closed_for_another(

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import trio
 from helpers import channel_of, make_keeper, serve
-from scraping import export, feed, scrape
+from scraping import export, feed, scrape, server_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_statskeeper.prometheus import (
@@ -42,6 +42,20 @@ async def test_it_serves_on_loopback_and_reports_the_address(nursery):
     assert "server" not in response.headers
     _, _, text = await scrape(exporter)
     assert response.text == text
+
+
+async def test_the_system_may_hold_as_much_of_an_answer_as_it_likes(nursery):
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with (
+        listener,
+        await trio.open_tcp_stream(*listener.socket.getsockname()),
+        await listener.accept() as stream,
+    ):
+        nursery.start_soon(server_of(PrometheusExporter()).serve_stream, stream)
+        await wait_all_tasks_blocked()
+        option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+        assert stream.getsockopt(*option) == 0  # the system's own choice
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_port_can_be_chosen_and_is_free_again_afterwards(nursery):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 import trio_statskeeper as ts
 from trio_statskeeper import lines, testing
 from trio_statskeeper.otlp import OTLPExporter
-from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.prometheus import PrometheusExporter, hash_password
 
 
 @attrs.frozen
@@ -220,6 +221,10 @@ async def use_outputs(
     nursery.start_soon(prometheus.run, exports)
     assert_type(prometheus.address, tuple[str, int] | None)
     CollectorRegistry().register(prometheus)
+    PrometheusExporter(9464, "::", max_connections=9, max_scrapes=2)
+    PrometheusExporter(9464, ["::1", "127.0.0.1"], users={"a": hash_password("b")})
+    PrometheusExporter(9464, ssl_context=ssl.create_default_context())
+    PrometheusExporter(users="a:b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     otlp = OTLPExporter(
         "http://localhost:4318", statistics_of=(prober,), headers={"a": "b"}

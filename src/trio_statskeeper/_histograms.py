@@ -12,11 +12,7 @@ import attrs
 
 from ._arguments import MAX_NUMBER, quote
 from ._distribution import Distribution, unchecked_distribution
-from ._exponential import (
-    ExponentialDistribution,
-    buckets_of,
-    unchecked_exponential_distribution,
-)
+from ._exponential import ExponentialDistribution, buckets_of
 from ._exponential_buckets import ExponentialBuckets
 from ._exponential_mapping import MAX_SCALE
 from ._packed_buckets import (
@@ -30,6 +26,7 @@ from ._packed_buckets import (
     unpack,
 )
 from ._row import Rejected, Row, accept_number
+from ._unchecked_exponential import unchecked_exponential_distribution
 from ._values import Value
 
 # A constant, as negating takes time for each sample.

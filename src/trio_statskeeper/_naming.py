@@ -30,9 +30,10 @@ from ._arguments import quote
 from ._conflating import stale_at
 from ._distribution import Distribution
 from ._event_metrics import EventMetrics
-from ._exponential import ExponentialDistribution, without_factor
+from ._exponential import ExponentialDistribution
 from ._log import logger
 from ._seconds import in_seconds, is_in_latency_unit
+from ._unchecked_exponential import without_factor
 from ._values import Gauge, Map, Value
 
 Kind: TypeAlias = Literal["counter", "info", "gauge", "histogram"]

@@ -9,7 +9,8 @@ from typing import assert_never
 
 from ._arguments import MAX_NUMBER, plain_number
 from ._distribution import Distribution, unchecked_distribution, validate_bounds
-from ._exponential import ExponentialDistribution, unchecked_exponential_distribution
+from ._exponential import ExponentialDistribution
+from ._unchecked_exponential import unchecked_exponential_distribution
 from ._values import Gauge, Map, Value
 
 

@@ -536,14 +536,27 @@ class VictoriaMetrics(Server):
 
     def query(self, expr: str) -> list[Sample]:
         """Return what an instant query for a vector finds now."""
+        self._flush()
         status, body = get(self.port, f"/api/v1/query?{urlencode({'query': expr})}")
         assert status == 200, body
         found = json.loads(body)["data"]["result"]
         return [Sample(one["metric"], float(one["value"][1])) for one in found]
 
-    def _newest(self, selector: str) -> list[Sample]:
-        # What was received just before is found only after this.
+    def wait_for_value(self, expr: str, value: float) -> None:
+        """Wait until a query finds this value alone; its parts may come one by one."""
+        self._wait_for(
+            expr,
+            lambda: [sample.value for sample in self.query(expr)],
+            lambda found: found == [value],
+            timeout=TIMEOUT,
+        )
+
+    def _flush(self) -> None:
+        # Most of what was received just before is found only after this.
         assert get(self.port, "/internal/force_flush")[0] == 200
+
+    def _newest(self, selector: str) -> list[Sample]:
+        self._flush()
         query = urlencode({"match[]": selector})
         status, body = get(self.port, f"/api/v1/export?{query}")
         assert status == 200, body

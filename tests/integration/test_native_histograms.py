@@ -128,14 +128,16 @@ async def test_victoria_metrics_has_the_quantiles_of_what_it_got_by_otlp(victori
     ):
         for latency in latencies:
             await results.send(Result("a", {"latency": latency}))
-    selector = '{__name__="probe_latency_seconds_count",probe="quantiles"}'
-    [found] = await trio.to_thread.run_sync(victoria_metrics.wait_for, selector, 1)
-    assert found.value == 10_000
-    [total] = victoria_metrics.query('probe_latency_seconds_sum{probe="quantiles"}')
-    assert total.value == pytest.approx(sum(latencies))
+    labels, wait_for = '{probe="quantiles"}', victoria_metrics.wait_for_value
+    for expr, value in (
+        (f"sum(probe_latency_seconds_bucket{labels})", 10_000),
+        (f"probe_latency_seconds_count{labels}", 10_000),
+        (f"round(probe_latency_seconds_sum{labels}, 0.001)", round(sum(latencies), 3)),
+    ):
+        await trio.to_thread.run_sync(wait_for, expr, value)
     # It rounds bounds to four digits.
     error = error_of(latencies) * 1.001
-    buckets = 'sum by (vmrange) (probe_latency_seconds_bucket{probe="quantiles"})'
+    buckets = f"sum by (vmrange) (probe_latency_seconds_bucket{labels})"
     for q in QUANTILES:
         [found] = victoria_metrics.query(f"histogram_quantile({q}, {buckets})")
         true = true_quantile(latencies, q)

@@ -40,6 +40,9 @@ def hash_password(password: str) -> str:
 
     The hash is by scrypt, and says so: `$scrypt$ln=14,r=8,p=1$SALT$HASH`.
 
+    Args:
+      password: any text.
+
     Raises:
       TypeError: if `password` is not a string.
     """

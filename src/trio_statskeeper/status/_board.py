@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
@@ -17,35 +17,13 @@ from trio_statskeeper._conflating import (
     keeper_of,
 )
 from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 
 from ._state import DROPPED_AFTER, STALE_AFTER, TargetState, first_state, next_state
 
 # Targets that are kept; further ones are only counted.
 _MAX_TARGETS = 20_000
-
-
-@attrs.define(eq=False)
-class Retired:
-    """States that are no longer shown.
-
-    They are freed in small steps: freeing many objects at once stalls the loop.
-    """
-
-    _segments: deque[Mapping[Series, TargetState]] = attrs.field(
-        init=False, factory=deque[Mapping[Series, TargetState]]
-    )
-    _states: list[TargetState] = attrs.field(init=False, factory=list[TargetState])
-
-    def add(self, segments: Iterable[Mapping[Series, TargetState]]) -> None:
-        self._segments.extend(segments)
-
-    def free_some(self) -> None:
-        """Free more states than are replaced until the next call."""
-        if self._states:
-            del self._states[-8:]
-        elif self._segments:
-            self._states = [*self._segments.popleft().values()]
 
 
 @attrs.frozen(eq=False)
@@ -173,7 +151,7 @@ class Keeper:
     def retire(self) -> None:
         """Have all targets freed in small steps."""
         self._retired.add(self._targets.take_replaced())
-        self._retired.add(self._targets.snapshot())
+        self._retired.add(segment.values() for segment in self._targets.snapshot())
 
     def _drop_some(self) -> None:
         """Check two targets, in a cycle; drop those that have not come for long."""

@@ -82,6 +82,7 @@ def lint(session: nox.Session) -> None:
         "tests",
         "examples",
         "benchmarks",
+        "dashboards",
         "noxfile.py",
     )
 
@@ -89,9 +90,18 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types, as two type checkers see them, and that the public ones are complete."""
-    groups = nox.project.dependency_groups(PYPROJECT, "typing", "tests", "benchmarks")
+    groups = nox.project.dependency_groups(
+        PYPROJECT, "typing", "tests", "benchmarks", "dashboards"
+    )
     session.install("-e", ".[examples]", "nox", *groups)
-    checked = ["src", "tests/type_tests.py", "examples", "benchmarks", "noxfile.py"]
+    checked = [
+        "src",
+        "tests/type_tests.py",
+        "examples",
+        "benchmarks",
+        "dashboards",
+        "noxfile.py",
+    ]
     # The second program imports the first, by this name.
     pages = {"monitor": "README.md", "own_nursery": "docs/how-to/own-nursery.md"}
     for name, page in pages.items():
@@ -111,7 +121,7 @@ def tests(session: nox.Session) -> None:
 
     On one Python, check that the unit tests take every branch.
     """
-    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks", "dashboards")
     session.install(".[examples]", "coverage>=7.10", *groups)
     if session.python == COVERED and not session.posargs:
         session.run("coverage", "erase")
@@ -141,7 +151,7 @@ def oldest(session: nox.Session) -> None:
 @nox.session(default=False)
 def corners(session: nox.Session) -> None:
     """Run the tests in random order in Python's development mode, and always collecting."""
-    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks")
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "benchmarks", "dashboards")
     session.install(".[examples]", "pytest-randomly", *groups)
     pytest = (*ALL_TESTS, *session.posargs)
     session.run(*pytest, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})

@@ -60,6 +60,7 @@ class Ours:
             label_names=frozenset(),
             max_map_keys=0,
             max_metrics=200,
+            latency_unit=1.0,
         )
         self.totals = Totals(
             rules=rules, export_interval=10, expire_after=3600, max_unlisted=max_targets

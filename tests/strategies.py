@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import attrs
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from trio_statskeeper import (
@@ -14,7 +15,7 @@ from trio_statskeeper import (
     Gauge,
     Map,
 )
-from trio_statskeeper._exponential_mapping import highest_index, lowest_index
+from trio_statskeeper._exponential_mapping import bucket_start, highest_index, lowest_index
 
 LARGEST = sys.float_info.max
 LARGEST_WHOLE = int(LARGEST)
@@ -40,6 +41,10 @@ bounds = st.lists(st.floats(-LARGEST, LARGEST), min_size=1, max_size=8, unique=T
 )
 
 
+_ONE = st.just(1.0)
+factors = st.sampled_from([1.0, 1000.0, 1e9, 1 / 60]) | st.floats(1e-12, 1e12)
+
+
 @st.composite
 def distributions(draw, bounds=bounds):
     drawn = draw(bounds)
@@ -51,10 +56,11 @@ def distributions(draw, bounds=bounds):
 
 
 @st.composite
-def exponentials(draw):
+def exponentials(draw, factors=_ONE):
     scale = draw(st.integers(-10, 20))
     whole = st.integers(0, 2**64 - 1)
-    arguments = {"zero_count": draw(whole), "sum": draw(finite)}
+    factor = draw(factors)
+    arguments = {"zero_count": draw(whole), "sum": draw(finite), "factor": factor}
     for sign in "positive", "negative":
         lowest, highest = lowest_index(scale), highest_index(scale)
         offset = draw(st.integers(lowest, highest) | st.integers(-5, 5))
@@ -62,16 +68,27 @@ def exponentials(draw):
         room = min(8, highest - offset + 1)
         arguments[f"{sign}_offset"] = offset
         arguments[f"{sign}_counts"] = draw(st.lists(whole, max_size=room))
-    distribution = ExponentialDistribution(scale, **arguments)
+    try:
+        distribution = ExponentialDistribution(scale, **arguments)
+    except ValueError:
+        reject()  # beyond the largest float, because of the factor
     if not distribution.count or draw(st.booleans()):
         return distribution
-    least, greatest = sorted((draw(finite), draw(finite)))
-    return attrs.evolve(distribution, min=least, max=greatest)
+    starts = [0.0] if distribution.zero_count else []
+    for sign in -1, 1:
+        name = "positive" if sign > 0 else "negative"
+        counts = getattr(distribution, f"{name}_counts")
+        first = getattr(distribution, f"{name}_offset")
+        indexes = (first, first + len(counts) - 1) if counts else ()
+        starts += [sign * factor * bucket_start(index, scale) for index in indexes]
+    if max(map(abs, starts)) > LARGEST:
+        return distribution
+    return attrs.evolve(distribution, min=min(starts), max=max(starts))
 
 
 def values(texts=texts):
     """Return a strategy of everything that a metric can be."""
-    return counts | texts | gauges | maps | distributions() | exponentials()
+    return counts | texts | gauges | maps | distributions() | exponentials(factors)
 
 
 def exports(strings=texts):

@@ -303,6 +303,21 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
             "target 'a': metric 'huge-size': expected a Distribution, got 1e+308",
         ),
         (
+            Result("a", {"latency": ExponentialDistribution.of([5])}),
+            (
+                "target 'a': metric 'latency': expected a number or a Distribution (see "
+                "the keeper's distributions=), got an ExponentialDistribution"
+            ),
+        ),
+        (
+            Result("a", {"delay": Distribution((1,), (1, 0), 5)}),
+            (
+                "target 'a': metric 'delay': expected a number or an "
+                "ExponentialDistribution (see the keeper's distributions=), got a "
+                "Distribution"
+            ),
+        ),
+        (
             Result("a", {"huge-size": Distribution((10,), (1, 0), 1e308)}),
             "target 'a': metric 'huge-size': the sum would exceed the largest float",
         ),
@@ -361,7 +376,10 @@ async def test_a_bad_result_is_rejected_as_a_whole(autojump_clock, bad, reason):
 )
 async def test_the_log_explains_a_rejection(autojump_clock, caplog, bad, message):
     keeper = make_keeper(
-        distributions={"latency": (1, 2)}, max_unlisted=0, max_map_keys=2, max_metrics=13
+        distributions={"latency": (1, 2), "delay": Exponential()},
+        max_unlisted=0,
+        max_map_keys=2,
+        max_metrics=13,
     )
     async with running(keeper) as run:
         run.send(Result("a", GOOD), bad)

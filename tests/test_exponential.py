@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from itertools import pairwise
 from unittest.mock import Mock
 
 import attrs
@@ -15,10 +14,11 @@ from opentelemetry.sdk.metrics._internal.aggregation import (
     AggregationTemporality,
     _ExponentialBucketHistogramAggregation,
 )
-from strategies import exponentials
+from strategies import exponentials, factors
 
-from trio_statskeeper import Distribution, Exponential, ExponentialDistribution
+from trio_statskeeper import Exponential, ExponentialDistribution
 from trio_statskeeper._exponential_mapping import bucket_start
+from trio_statskeeper._unchecked_exponential import without_factor
 
 LARGEST = sys.float_info.max
 NAN = math.nan
@@ -80,6 +80,9 @@ def test_a_sample_whose_bucket_is_another_at_a_coarser_scale_is_counted():
         min=samples[1],
         max=samples[0],
     )
+    # Here, the scale that suffices is too fine once the bucket is another.
+    twice = ExponentialDistribution.of([2**-6, math.nextafter(2**-10, 0)], 2)
+    assert (twice.scale, len(twice.positive_counts)) == (-2, 2)
 
 
 @given(some_samples, max_buckets)
@@ -118,8 +121,8 @@ def test_the_sum_of_samples_is_finite():
 @pytest.mark.parametrize(
     ("limit", "error", "message"),
     [
-        (1, ValueError, "max_buckets must be >= 2, got 1"),
-        (1_001, ValueError, "max_buckets must be <= 1000, got 1001"),
+        (1, ValueError, "max_buckets must be from 2 to 1,000, got 1"),
+        (1_001, ValueError, "max_buckets must be from 2 to 1,000, got 1001"),
         (2.0, TypeError, "max_buckets must be an integer, got 2.0"),
         (True, TypeError, "max_buckets must be an integer, got True"),
     ],
@@ -140,11 +143,18 @@ def test_there_are_two_to_a_thousand_buckets(limit, error, message):
 
 def test_numbers_become_plain_ints_and_floats():
     distribution = ExponentialDistribution(
-        True, positive_counts=iter([1, True]), zero_count=True, sum=3, min=0, max=2
+        True,
+        positive_counts=iter([1, True]),
+        zero_count=True,
+        sum=3,
+        min=0,
+        max=2,
+        factor=1,
     )
     assert repr(distribution) == (
         "ExponentialDistribution(scale=1, positive_offset=0, positive_counts=(1, 1), "
-        "negative_offset=0, negative_counts=(), zero_count=1, sum=3.0, min=0.0, max=2.0)"
+        "negative_offset=0, negative_counts=(), zero_count=1, sum=3.0, min=0.0, max=2.0, "
+        "factor=1.0)"
     )
 
 
@@ -200,6 +210,40 @@ def test_without_buckets_the_scale_is_the_finest():
         ({"zero_count": 1, "max": 1}, ValueError, "or neither, got None and 1.0"),
         ({"zero_count": 1, "min": 2, "max": 1}, ValueError, "min must be <= max, got 2.0"),
         ({"min": 1, "max": 1}, ValueError, "without samples, min and max must be None"),
+        (
+            {"positive_counts": [1], "min": -1, "max": 2},
+            ValueError,
+            "min and max must lie in the outermost buckets, got -1.0 and 2.0",
+        ),
+        (
+            {"positive_counts": [1, 0, 0, 1], "min": 1.5, "max": 3},
+            ValueError,
+            "outermost buckets, got 1.5 and 3.0",
+        ),
+        ({"zero_count": 1, "min": 0, "max": 1}, ValueError, "outermost buckets"),
+        (
+            {"negative_counts": [1, 0, 0, 1], "min": -3, "max": -1.5},
+            ValueError,
+            "outermost buckets, got -3.0 and -1.5",
+        ),
+        (
+            {"negative_counts": [1], "zero_count": 1, "min": -2, "max": -1.5},
+            ValueError,
+            "outermost buckets, got -2.0 and -1.5",
+        ),
+        (
+            {"positive_counts": [0] * 2_001},
+            ValueError,
+            "there may be 2,000 buckets of each sign, got 2,001",
+        ),
+        ({"factor": 0}, ValueError, "factor must be > 0, got 0"),
+        ({"factor": INF}, ValueError, "factor must be finite, got inf"),
+        ({"factor": "1"}, TypeError, "factor must be a number, got '1'"),
+        (
+            {"positive_offset": 1000, "positive_counts": [1], "factor": 1e9},
+            ValueError,
+            "with the factor 1000000000.0, the bucket of index 1000 is too high for floats",
+        ),
     ],
 )
 def test_arguments_are_validated(arguments, error, message):
@@ -258,7 +302,20 @@ def test_a_quantile_of_the_highest_bucket_is_finite():
     assert highest.quantile(1) == LARGEST
 
 
-@given(exponentials(), st.floats(0, 1), st.floats(0, 1))
+def test_the_extremes_are_the_quantiles_of_zero_and_one():
+    distribution = ExponentialDistribution.of([5e-324, 3, LARGEST])
+    assert distribution.quantile(0) == 5e-324
+    assert distribution.quantile(1) == LARGEST
+
+
+def test_quantiles_are_multiplied_by_the_factor():
+    distribution = ExponentialDistribution(
+        0, positive_counts=(1,), negative_counts=(1,), factor=10
+    )
+    assert [distribution.quantile(q) for q in (0, 0.5, 1)] == [-20, -10, 20]
+
+
+@given(exponentials(factors), st.floats(0, 1), st.floats(0, 1))
 def test_quantiles_increase_with_q(distribution, one, other):
     assume(distribution.count)
     low, high = sorted((one, other))
@@ -315,6 +372,25 @@ def counts_of(distribution):
     )
 
 
+def test_an_empty_distribution_changes_neither_extremes_nor_factor():
+    known = ExponentialDistribution(
+        0, positive_offset=-1, positive_counts=(1, 1), min=1, max=3, factor=1.5
+    )
+    empty = ExponentialDistribution.of([])
+    for other in known.merge(empty), empty.merge(known), known.subtract(empty):
+        assert (other.min, other.max, other.factor) == (1, 3, 1.5)
+    assert empty.subtract(known) == empty
+
+
+def test_only_distributions_of_equal_factors_are_merged_or_subtracted():
+    one = ExponentialDistribution.of([1])
+    other = attrs.evolve(one, factor=1.0000001)
+    assert other.merge(other).factor == other.subtract(other).merge(other).factor
+    for operation in one.merge, one.subtract:
+        with pytest.raises(ValueError, match=r"must be equal, got 1\.0 and 1\.0000001"):
+            operation(other)
+
+
 def test_a_merged_extreme_is_unknown_if_one_of_both_is():
     known = ExponentialDistribution.of([1, 3])
     unknown = attrs.evolve(known, min=None, max=None)
@@ -363,79 +439,75 @@ def test_after_a_reset_subtracting_gives_the_whole_distribution(earlier):
     assert now.subtract(earlier) == now
 
 
+def test_a_bucket_that_is_missing_was_reset():
+    one, *others = (
+        attrs.evolve(ExponentialDistribution.of([sample]), min=None, max=None)
+        for sample in (1, 1e-300, 1e300)
+    )
+    for other in others:
+        assert one.subtract(other) is one
+
+
+def test_an_extreme_that_is_less_extreme_was_reset():
+    now = ExponentialDistribution(0, positive_counts=(4,), min=1.2, max=1.8)
+    for lowest, highest in (1.19, 1.8), (1.2, 1.81):
+        earlier = attrs.evolve(now, positive_counts=(3,), min=lowest, max=highest)
+        assert now.subtract(earlier) is now
+        unknown = attrs.evolve(now, min=None, max=None)
+        assert unknown.subtract(earlier).count == 1
+
+
 def test_the_difference_of_sums_is_finite():
     low = ExponentialDistribution(0, zero_count=1, sum=-LARGEST)
     with pytest.raises(ValueError, match="expected a finite number, got inf"):
         attrs.evolve(low, sum=LARGEST).subtract(low)
 
 
-# Classic buckets
-
-
-def test_classic_bounds_are_powers_of_two_and_zero():
-    distribution = ExponentialDistribution.of([-3, -0.75, 0, 0, 1, 1.5, 1.5, 7])
-    assert distribution.scale > 0
-    assert distribution.classic() == Distribution(
-        [-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8],
-        [0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0],
-        sum=distribution.sum,
-    )
-
-
-def test_only_what_was_observed_has_classic_bounds():
-    assert ExponentialDistribution.of([]).classic() == Distribution([0], [0, 0], 0)
-    assert ExponentialDistribution.of([0]).classic() == Distribution([0], [1, 0], 0)
-    assert ExponentialDistribution.of([3]).classic() == Distribution([2, 4], [0, 1, 0], 3)
-
-
-def test_classic_buckets_may_be_finer():
-    classic = ExponentialDistribution.of([1.1, 1.3, 1.9]).classic(buckets_per_power=4)
-    assert classic.bounds == pytest.approx((1, 2**0.25, 2**0.5, 2**0.75, 2))
-    assert classic.bucket_counts == (0, 1, 1, 0, 1, 0)
-
-
-def test_classic_bounds_may_cover_more_than_was_observed():
-    classic = ExponentialDistribution.of([3, 5]).classic(covering=(0.5, 4))
-    assert classic == Distribution([0.5, 1, 2, 4, 8], [0, 0, 0, 1, 1, 0], 8)
-    nothing = ExponentialDistribution.of([]).classic(covering=(0.5, 2))
-    assert nothing == Distribution([0.5, 1, 2], [0, 0, 0, 0], 0)
-    signed = ExponentialDistribution.of([0, -1.5]).classic(2, covering=(1, 2))
-    assert signed.bounds == (-2, -(2**0.5), 0, 1, 2**0.5, 2)
-
-
-@pytest.mark.parametrize("number", [0, -1, 3, 6])
-def test_the_number_of_classic_buckets_is_a_power_of_two(number):
-    with pytest.raises(ValueError, match=f"must be a power of two, got {number}"):
-        ExponentialDistribution.of([1]).classic(number)
-
-
-def test_at_a_negative_scale_there_are_fewer_classic_bounds():
-    distribution = ExponentialDistribution.of([1.5, 2**100], max_buckets=20)
-    assert distribution.scale == -3
-    assert distribution.classic().bounds == tuple(2.0**n for n in range(0, 105, 8))
-
-
-def test_the_largest_floats_are_in_the_buckets_without_a_bound():
-    distribution = ExponentialDistribution.of([LARGEST, -LARGEST, -LARGEST])
-    assert distribution.classic() == Distribution(
-        [-(2.0**1023), 2.0**1023], [2, 0, 1], -LARGEST
-    )
-
-
-@given(exponentials(), st.sampled_from([1, 2, 4]))
-def test_classic_buckets_have_the_same_samples(distribution, buckets_per_power):
-    classic = distribution.classic(buckets_per_power)
-    assert (classic.count, classic.sum) == (distribution.count, distribution.sum)
-    assert all(lower < upper for lower, upper in pairwise(classic.bounds))
-
-
-@given(st.lists(st.integers(1, 4_000).map(lambda n: n / 4)))
-def test_classic_counts_are_those_of_the_samples(samples):
-    distribution = ExponentialDistribution.of(samples)
-    for buckets_per_power in 1, 2:
-        classic = distribution.classic(buckets_per_power)
-        assert classic == Distribution.of(samples, classic.bounds)
-
-
 def test_the_start_of_a_bucket_may_be_asked_for_within_it():
     assert bucket_start(2.5, 1) == pytest.approx(2**1.25)
+
+
+# Other factors
+
+
+def test_without_a_factor_each_bucket_is_the_nearest():
+    distribution = ExponentialDistribution(
+        0, positive_counts=(1, 2), negative_counts=(3,), zero_count=4, factor=1000
+    )
+    # 1,000 is 2**9.97.
+    assert without_factor(distribution) == ExponentialDistribution(
+        0,
+        positive_offset=10,
+        positive_counts=(1, 2),
+        negative_offset=10,
+        negative_counts=(3,),
+        zero_count=4,
+    )
+    nearer = attrs.evolve(distribution, factor=2**9.4)
+    assert without_factor(nearer).positive_offset == 9
+    assert without_factor(attrs.evolve(distribution, factor=1)).positive_offset == 0
+
+
+@given(exponentials(factors), st.floats(0, 1))
+def test_without_a_factor_quantiles_change_by_half_a_bucket(distribution, q):
+    assume(distribution.count)
+    estimate = attrs.evolve(distribution, min=None, max=None).quantile(q)
+    converted = attrs.evolve(without_factor(distribution), min=None, max=None).quantile(q)
+    assume(1e-290 < abs(estimate) < 1e290)
+    assert converted / estimate >= 0
+    assert abs(math.log2(converted / estimate)) <= 2**-distribution.scale * 0.5 + 1e-9
+
+
+def test_buckets_beyond_the_range_of_floats_become_the_outermost():
+    low = ExponentialDistribution(
+        0, positive_offset=-1021, positive_counts=(1, 2, 4), factor=2**-4
+    )
+    assert without_factor(low) == ExponentialDistribution(
+        0, positive_offset=-1023, positive_counts=(7,)
+    )
+    high = ExponentialDistribution(
+        0, negative_offset=1020, negative_counts=(1, 2, 4), factor=4
+    )
+    assert without_factor(high) == ExponentialDistribution(
+        0, negative_offset=1022, negative_counts=(1, 6)
+    )

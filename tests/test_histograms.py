@@ -10,9 +10,10 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import exponentials
+from strategies import exponentials, factors
 
 from trio_statskeeper import ExponentialDistribution
+from trio_statskeeper._exponential_buckets import ExponentialBuckets
 from trio_statskeeper._histograms import ExponentialHistogram
 from trio_statskeeper._packed_buckets import Layout
 from trio_statskeeper._row import Rejected
@@ -50,6 +51,52 @@ def test_samples_add_up_to_their_distribution(samples, max_buckets):
     assert added == ExponentialDistribution.of(samples, max_buckets)
     # It is as valid as one that was validated: equal, to the kind of each number.
     assert repr(added) == repr(attrs.evolve(added))
+
+
+@given(samples | st.lists(st.integers(1, 2**70)), max_buckets, factors | st.just(5e-324))
+def test_samples_are_counted_in_buckets_of_the_factor(samples, max_buckets, factor):
+    histogram = ExponentialHistogram(max_buckets, takes_samples=True, factor=factor)
+    expected = ExponentialBuckets(factor=factor)
+    for sample in samples:
+        expected.add(float(sample), max_buckets)
+    added = total(histogram, fold(histogram, samples))
+    assert (added.positive_offset, added.positive_counts) == (
+        expected.positive.offset,
+        tuple(expected.positive.counts),
+    )
+    assert added.scale == expected.scale
+    assert added.factor == (
+        factor if expected.positive.counts or expected.negative.counts else 1
+    )
+    assert repr(added) == repr(attrs.evolve(added))
+
+
+@pytest.mark.parametrize("factor", [1000, 1e6, 10, 1 / 60])
+def test_samples_next_to_a_boundary_are_counted_as_by_the_slow_path(factor):
+    histogram = ExponentialHistogram(160, takes_samples=True, factor=factor)
+    boundaries = [factor * 2.0**n for n in range(-4, 4)]
+    samples = [math.nextafter(n, end) for n in boundaries for end in (0, n, math.inf)]
+    # Once there are all buckets, their number and scale stay.
+    added = total(histogram, fold(histogram, samples * 2))
+    expected = ExponentialBuckets(factor=factor)
+    for sample in samples * 2:
+        expected.add(sample, 160)
+    assert added.positive_counts == tuple(expected.positive.counts)
+
+
+@given(st.lists(st.integers(1, 2**60)), st.sampled_from([20, 160]))
+def test_integers_are_counted_as_floats_are(integers, max_buckets):
+    histogram = ExponentialHistogram(max_buckets, takes_samples=True)
+    rows = fold(histogram, integers), fold(histogram, map(float, integers))
+    assert repr(rows[0]) == repr(rows[1])
+
+
+def test_distributions_of_another_factor_are_converted_to_that_of_the_keeper():
+    histogram = ExponentialHistogram(160, takes_samples=True, factor=8)
+    one = ExponentialDistribution.of([1.5, -3, 0])
+    twice = total(histogram, fold(histogram, [one, 1.5, -3.0, 0.0]))
+    eighths = ExponentialDistribution.of([n / 8 for n in (1.5, -3, 0)] * 2)
+    assert twice == attrs.evolve(eighths, sum=-3, min=-3, max=1.5, factor=8)
 
 
 @pytest.mark.parametrize("spread", [0, 0.01, 0.3, 3])
@@ -152,11 +199,13 @@ def bytes_of(row):
     )
 
 
-@pytest.mark.parametrize("count", [1_000, 10_000])
+@pytest.mark.parametrize("repetitions", [1, 10])
 @pytest.mark.parametrize("spread", [0.1, 0.3])
-def test_usual_latencies_take_400_bytes(count, spread):
+def test_usual_latencies_take_400_bytes(repetitions, spread):
     histogram = ExponentialHistogram(160, takes_samples=True)
-    assert bytes_of(fold(histogram, latencies(count, spread))) < 400
+    row = fold(histogram, latencies(10_000, spread))
+    part = total(histogram, row)
+    assert bytes_of(fold(histogram, [part] * (repetitions - 1), row)) <= 400
 
 
 def test_rows_share_what_they_can():

@@ -17,6 +17,7 @@ from strategies import (
     damaged,
     distributions,
     exponentials,
+    factors,
     finite,
     gauges,
     texts,
@@ -71,14 +72,15 @@ def test_json_names_all_fields():
             (
                 '{"scale":20,"positive_offset":613377,"positive_counts":[1],'
                 '"negative_offset":1048575,"negative_counts":[1],"zero_count":1,'
-                '"sum":-0.5,"min":-2.0,"max":1.5}'
+                '"sum":-0.5,"min":-2.0,"max":1.5,"factor":1.0}'
             ),
         ),
         (
             ExponentialDistribution(0),
             (
                 '{"scale":20,"positive_offset":0,"positive_counts":[],"negative_offset":0,'
-                '"negative_counts":[],"zero_count":0,"sum":0.0,"min":null,"max":null}'
+                '"negative_counts":[],"zero_count":0,"sum":0.0,"min":null,"max":null,'
+                '"factor":1.0}'
             ),
         ),
         (Gauge(math.inf), '{"gauge":"+Inf"}'),
@@ -104,7 +106,7 @@ json_values = (
     | gauges
     | st.builds(Map, json_texts, st.dictionaries(json_texts, counts, max_size=5))
     | distributions()
-    | exponentials()
+    | exponentials(factors)
 )
 positive = st.floats(0, LARGEST, exclude_min=True)
 exports = st.builds(

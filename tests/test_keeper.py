@@ -76,6 +76,26 @@ def test_a_distribution_is_exponential_or_has_bounds(bounds):
     )
 
 
+async def test_buckets_of_metrics_in_the_latency_unit_are_those_of_seconds(autojump_clock):
+    other = ExponentialDistribution.of([3])
+    async with running(
+        make_keeper(
+            latency_unit=0.001,
+            distributions=dict.fromkeys(["latency", "size", "a-latency"], Exponential()),
+        )
+    ) as run:
+        run.send(
+            Result(
+                "a", {"latency": 250, "size": 250, "a-latency": other, "b_latency": other}
+            )
+        )
+        await trio.sleep(1.5)
+        (export,) = run.received()
+    factors = {name: value.factor for name, value in export.metrics.items()}
+    assert factors == {"latency": 1000, "size": 1, "a-latency": 1000, "b_latency": 1000}
+    assert export.metrics["latency"].classic() == Distribution([125, 250], [0, 1, 0], 250)
+
+
 async def test_latencies_are_a_distribution_by_default(autojump_clock):
     for options, expected in (
         ({}, ExponentialDistribution.of([0.25, 0.75])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
@@ -22,6 +23,7 @@ from trio_statskeeper import (
     Map,
 )
 from trio_statskeeper._naming import Families, valid_text
+from trio_statskeeper._unchecked_exponential import without_factor
 from trio_statskeeper.otlp._request import Request
 
 CUMULATIVE = "AGGREGATION_TEMPORALITY_CUMULATIVE"
@@ -167,13 +169,13 @@ def test_a_metric_of_several_targets_is_one_with_several_data_points():
 
 
 def test_exponential_distributions_are_sent_as_they_are():
-    latency = ExponentialDistribution.of([-2, 0, 1.5, 1.5])
+    seconds = ExponentialDistribution.of([-0.5, 0, 0.375, 0.375])
+    latency = attrs.evolve(seconds, sum=1, min=-2, max=1.5, factor=4)
     [metric] = metrics_of(export({"latency": latency}, unit=0.25)).values()
     assert (metric.name, metric.unit) == ("probe_latency", "s")
     histogram = metric.exponential_histogram
     assert histogram.aggregation_temporality == AGGREGATION_TEMPORALITY_CUMULATIVE
     [point] = histogram.data_points
-    seconds = ExponentialDistribution.of([-0.5, 0, 0.375, 0.375])
     exported(metric, "latency", seconds)
     assert attributes_of(point) == {"dst": "a"}
     assert point.start_time_unix_nano == 10_250_000_000
@@ -294,7 +296,7 @@ def exported(metric, name, value):
     elif isinstance(value, ExponentialDistribution):
         [point] = metric.exponential_histogram.data_points
         positive, negative = point.positive, point.negative
-        assert value == ExponentialDistribution(
+        assert without_factor(value) == ExponentialDistribution(
             point.scale,
             positive_offset=positive.offset,
             positive_counts=positive.bucket_counts,

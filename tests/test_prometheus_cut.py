@@ -6,6 +6,7 @@ import itertools
 import weakref
 
 import attrs
+import pytest
 import trio
 from helpers import make_keeper, one
 from scraping import collected, export, feed, parsed, samples
@@ -80,23 +81,27 @@ async def test_each_keeper_has_passes_of_its_own(autojump_clock):
     assert await shown(exporter) == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_what_is_not_rendered_in_time_is_shown_of_the_newest_pass(
+async def test_no_part_of_a_pass_is_shown_while_the_rest_waits_to_be_rendered(
     autojump_clock, monkeypatch
 ):
-    # The second pass takes the place of a part of the first. The totals of both are newer
-    # than what is shown, and it may go on like this.
     monkeypatch.setattr(_exporter, "_RENDERING_TIMEOUT", 0)
     monkeypatch.setattr(_pacing, "_STEP_TIME", 0)
     exporter = PrometheusExporter()
     page = exporter._page
     page.use(trio.lowlevel.current_clock())
-    for number in 1, 2:
+    for dst in "abc":
+        page.put(of_pass(1, dst, ends=dst == "c"))
+    while page.waiting:
+        page.render_first()
+    for number in 2, 3:  # of which the third takes the place of a part of the second
         for dst in "abc":
             page.put(of_pass(number, dst, ends=dst == "c"))
         page.render_first()
-    assert await shown(exporter) == {"a": 1, "b": 2, "c": 2}
-    page.render_first()
-    assert await shown(exporter) == {"a": 2, "b": 2, "c": 2}
+    assert await shown(exporter) == {"a": 1, "b": 1, "c": 1}
+    while page.waiting:
+        page.render_first()
+    assert sum(parsed(collected(exporter))["probe"][2].values()) == 9
+    assert await shown(exporter) == {"a": 3, "b": 3, "c": 3}
 
 
 async def test_a_pass_that_took_the_place_of_another_is_shown_once_it_is_complete(
@@ -124,14 +129,17 @@ async def test_without_an_end_for_three_intervals_what_came_is_shown(autojump_cl
     await feed(exporter, of_pass(1, "a", ends=True))
     await trio.sleep(29)
     await feed(exporter, of_pass(2, "a"))
+    await trio.sleep(20)  # a pass that begins late has as much time
+    await feed(exporter, of_pass(3, "a"))
+    await trio.sleep(9)
     assert await shown(exporter) == {"a": 1}
     await trio.sleep(1)
-    assert await shown(exporter) == {"a": 2}
-    for number in range(3, 60):  # and in a registry
+    assert await shown(exporter) == {"a": 3}
+    for number in range(3, 90):  # and in a registry
         await trio.sleep(1)
         await feed(exporter, of_pass(number, "a"))
     (total,) = parsed(collected(exporter))["probe"][2].values()
-    assert 30 <= total < 60
+    assert 60 <= total < 90
 
 
 async def test_a_family_that_no_target_of_the_newest_pass_has_is_not_shown(autojump_clock):
@@ -146,15 +154,24 @@ async def test_a_family_that_no_target_of_the_newest_pass_has_is_not_shown(autoj
     assert {line.split("{")[0] for line in await samples(exporter)} == {"probe_x_total"}
 
 
-async def test_old_cuts_are_freed_in_small_steps(autojump_clock, monkeypatch):
+@pytest.fixture
+def alive(monkeypatch):
+    """The targets that are in memory."""
     alive = weakref.WeakSet[_cut.Target]()
     render = _cut.Target.render
 
-    def render_and_count(target, exposition):
+    def render_and_note(target, exposition):
         alive.add(target)
         render(target, exposition)
 
-    monkeypatch.setattr(_cut.Target, "render", render_and_count)
+    monkeypatch.setattr(_cut.Target, "render", render_and_note)
+    return alive
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, None])
+async def test_what_is_not_shown_any_more_is_freed_in_small_steps(
+    autojump_clock, alive, steps
+):
     exporter = PrometheusExporter()
     page = exporter._page
     page.use(trio.lowlevel.current_clock())
@@ -163,13 +180,41 @@ async def test_old_cuts_are_freed_in_small_steps(autojump_clock, monkeypatch):
         for index in range(1_000):
             page.put(of_pass(number, str(index), ends=index == 999))
         scraped = page.scrape(exporter._text, frozenset())
+        next(scraped, None)
         while page.waiting:
             before = len(alive)
             page.render_first()
-            if len(page.waiting) == 500:  # the client of one of two scrapes goes away
-                for _ in itertools.islice(scraped, 2 if number % 2 else None):
+            if len(page.waiting) == 200:  # the client goes away, or has it all
+                for _ in itertools.islice(scraped, steps):
                     pass
                 del scraped
             most_freed = max(most_freed, before - len(alive))
     assert most_freed <= 250  # of 1,000
     assert len(alive) < 3_000
+
+
+@pytest.mark.parametrize("targets", [1, 300])
+@pytest.mark.parametrize("end", ["each export", "the last export"])
+async def test_memory_does_not_grow_with_passes_and_scrapes(
+    autojump_clock, alive, targets, end
+):
+    exporter = PrometheusExporter()
+    for number in range(1, 50):
+        for index in range(targets):
+            ends = end == "each export" or index == targets - 1
+            await feed(exporter, of_pass(number, str(index), ends=ends))
+        for _ in range(4):
+            await samples(exporter)
+    assert len(alive) <= 3 * targets
+    assert len(exporter._page._retired) <= 5_000
+
+
+async def test_a_keeper_that_is_gone_for_a_day_is_forgotten(autojump_clock):
+    exporter = PrometheusExporter()
+    await feed(exporter, export(probe="x"))
+    await trio.sleep(60)
+    await feed(exporter, export(probe="y"))
+    await trio.sleep(86_390)
+    assert {key[1] for key in exporter._page.keepers} == {"x", "y"}
+    await samples(exporter)
+    assert {key[1] for key in exporter._page.keepers} == {"y"}

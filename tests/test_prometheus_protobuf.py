@@ -212,17 +212,23 @@ async def test_buckets_that_are_too_coarse_are_sent_as_classic_buckets_only():
     assert [bucket.cumulative_count for bucket in histogram.bucket][-1] >= 1
 
 
-async def test_counts_that_are_too_large_for_a_field_are_the_largest_that_it_holds():
-    counts = (2**64 - 1, 2**63)
-    value = ExponentialDistribution(0, positive_offset=0, positive_counts=counts)
-    histogram, buckets = await native(value)
-    assert buckets == {("positive", 1): 2**63 - 1, ("positive", 2): 2**63 - 1}
-    assert histogram.sample_count == 2**64 - 1
+async def test_counts_that_are_too_large_for_a_field_are_sent_as_classic_buckets_only():
+    largest = ExponentialDistribution(0, positive_counts=(2**63 - 2, 1))
+    histogram, buckets = await native(largest)
+    assert buckets == {("positive", 1): 2**63 - 2, ("positive", 2): 1}
+    assert histogram.sample_count == sum(buckets.values())
+    histogram, buckets = await native(largest.merge(largest))
+    assert not histogram.HasField("schema")
+    assert buckets == {}
+    assert histogram.sample_count == histogram.bucket[-1].cumulative_count == 2**64 - 2
+    beyond = ExponentialDistribution(0, positive_counts=(2**64 - 1, 1))
+    histogram, _ = await native(beyond)
+    assert histogram.sample_count == histogram.bucket[-1].cumulative_count == 2**64 - 1
 
 
-@pytest.mark.parametrize("per_power", [0, 3, -1])
+@pytest.mark.parametrize("per_power", [0, 3, -1, 32])
 def test_buckets_per_power_is_a_power_of_two(per_power):
-    with pytest.raises(ValueError, match="buckets_per_power must be 1, 2, 4 or 8"):
+    with pytest.raises(ValueError, match="buckets_per_power must be 1, 2, 4, 8 or 16"):
         PrometheusExporter(buckets_per_power=per_power)
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from decimal import Inexact, localcontext
+from itertools import accumulate
 
+import attrs
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from trio_statskeeper import ExponentialDistribution, Gauge
-from trio_statskeeper._seconds import in_seconds
+from trio_statskeeper import Distribution, ExponentialDistribution, Gauge
+from trio_statskeeper._histograms import ExponentialHistogram
+from trio_statskeeper._seconds import factor_in_unit, in_seconds
 
 
 def test_a_string_is_not_converted():
@@ -29,45 +34,86 @@ def test_numbers_of_any_class_can_be_converted_to_seconds(number):
     assert in_seconds(number, 0.001) == 0.001
 
 
-def test_an_exponential_distribution_keeps_its_scale():
-    samples = [-3, 0, 1.5, 2.25, 900]
-    distribution = ExponentialDistribution.of(samples)
-    eighths = in_seconds(distribution, 0.125)
-    assert eighths == ExponentialDistribution.of([sample / 8 for sample in samples])
+# Exponential distributions
 
 
-def test_by_any_unit_buckets_are_moved_by_at_most_half_their_width():
-    distribution = ExponentialDistribution.of([12, 13, 14, 15, 900])
+def test_only_bounds_and_numbers_of_an_exponential_distribution_become_seconds():
+    distribution = ExponentialDistribution.of([-3, 0, 1.5, 2.25, 900])
     seconds = in_seconds(distribution, 0.001)
-    assert (seconds.min, seconds.max, seconds.sum) == (0.012, 0.9, 0.954)
-    assert (seconds.scale, seconds.count) == (distribution.scale, 5)
-    half = 2**2 ** -(distribution.scale + 1)
-    for q in 0, 0.3, 0.5, 0.7, 1:
-        error = seconds.quantile(q) / (distribution.quantile(q) / 1000)
-        assert 1 / half <= error * (1 + 1e-9)
-        assert error <= half * (1 + 1e-9)
-
-
-def test_what_is_not_known_is_not_known_in_seconds():
-    distribution = ExponentialDistribution(0, positive_counts=(1,))
-    assert in_seconds(distribution, 0.5) == ExponentialDistribution(
-        0, positive_offset=-1, positive_counts=(1,)
+    assert seconds == attrs.evolve(
+        distribution, sum=0.90075, min=-0.003, max=0.9, factor=0.001
     )
+    unknown = ExponentialDistribution(0, positive_counts=(1,), factor=8)
+    assert in_seconds(unknown, 0.5) == attrs.evolve(unknown, factor=4)
 
 
-def test_seconds_below_the_smallest_normal_float_are_in_the_first_bucket():
-    distribution = ExponentialDistribution(
-        0, positive_offset=-1021, positive_counts=(1, 2, 4)
+def test_without_buckets_there_is_no_factor_in_seconds():
+    assert in_seconds(ExponentialDistribution.of([]), 0.1) == ExponentialDistribution.of([])
+
+
+def test_a_factor_that_is_too_small_in_seconds_is_refused():
+    tiny = ExponentialDistribution(0, positive_counts=(1,), factor=5e-324)
+    with pytest.raises(ValueError, match="its factor is too small for a float"):
+        in_seconds(tiny, 0.001)
+
+
+# What a keeper counts in its latency unit
+
+units = st.sampled_from([0.001, 1e-6, 1e-9, 0.1, 60, 7e-310])
+latencies = st.lists(st.floats(1e-3, 1e6) | st.integers(0, 100_000) | st.floats(-1, 1))
+
+
+def kept(samples, unit, max_buckets, row=None):
+    """Return what a keeper exports, and its row, to add further samples to."""
+    histogram = ExponentialHistogram(max_buckets, True, factor_in_unit(unit))
+    row = [*histogram.zero] if row is None else row
+    for sample in samples:
+        histogram.add(row, 0, sample, 0.0)
+    return histogram.total(row, 0, 0.0), row
+
+
+@given(latencies, latencies, units, st.sampled_from([4, 20, 160]))
+@example([88, 983], [18805], 0.001, 160)
+def test_what_was_observed_since_is_the_same_in_seconds(first, later, unit, max_buckets):
+    before, row = kept(first, unit, max_buckets)
+    now, _ = kept(later, unit, max_buckets, row)
+    assert now.subtract(before).count == len(later)
+    since = in_seconds(now, unit).subtract(in_seconds(before, unit))
+    assert since.count == len(later)
+
+
+@given(latencies, units, st.sampled_from([4, 20, 160]), st.sampled_from([1, 2, 16]))
+def test_counts_at_bounds_in_seconds_never_fall(samples, unit, max_buckets, per_power):
+    row, before = None, [0] * 400
+    for sample in samples:
+        distribution, row = kept([sample], unit, max_buckets, row)
+        seconds = in_seconds(distribution, unit)
+        classic = seconds.classic(per_power, covering=(2**-14, 2**6))
+        counts = [*accumulate(classic.bucket_counts)]
+        assert all(now >= then for now, then in zip(counts, before, strict=False))
+        before = counts
+
+
+@pytest.mark.parametrize("unit", [0.001, 1e-6, 1e-9, 0.1, 60])
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1), st.floats(0, 1))
+def test_a_keepers_buckets_are_powers_of_the_base_in_seconds(unit, samples, q):
+    seconds = in_seconds(kept(samples, unit, 160)[0], unit)
+    assert seconds.factor == 1
+    converted = sorted(in_seconds(sample, unit) for sample in samples)
+    exact = ExponentialDistribution.of(converted)
+    width = 2**2**-seconds.scale * (1 + 1e-9)
+    assert abs(seconds.scale - exact.scale) <= 1
+    rank = max(1, math.ceil(q * len(samples)))
+    sample = converted[rank - 1]
+    quantile = seconds.quantile((rank - 0.5) / len(samples))
+    assert sample / width <= quantile <= sample * width
+    assert seconds.quantile(0) == converted[0]
+    assert seconds.quantile(1) == converted[-1]
+
+
+def test_the_bounds_of_usual_units_are_exact_in_seconds():
+    latency, _ = kept([125, 250.0, 251, 1000], 0.001, 160)
+    assert latency.factor == 1000
+    assert in_seconds(latency, 0.001).classic() == Distribution(
+        [0.0625, 0.125, 0.25, 0.5, 1], [0, 1, 1, 1, 1, 0], 1.626
     )
-    assert in_seconds(distribution, 2**-4) == ExponentialDistribution(
-        0, positive_offset=-1023, positive_counts=(7,)
-    )
-    assert in_seconds(distribution, 2**-3) == ExponentialDistribution(
-        0, positive_offset=-1023, positive_counts=(3, 4)
-    )
-
-
-def test_seconds_above_the_largest_float_are_refused():
-    distribution = ExponentialDistribution(0, positive_offset=1023, positive_counts=(1,))
-    with pytest.raises(ValueError, match="from -1023 to 1023, got 1024 to 1024"):
-        in_seconds(distribution, 2)

@@ -90,8 +90,8 @@ async def test_of_targets_in_one_state_those_that_failed_most_come_first(autojum
 
 async def test_a_row_has_what_happened_last(autojump_clock):
     page = await page_of(
-        export(10, "a", **UP, latency=latency(0.25)),
-        export(20, "a", total=8, success=5, error={"reset": 2, "timeout": 1}),
+        export(10, "a", **UP, error={"old": 9}, latency=latency(0.25)),
+        export(20, "a", total=8, success=5, error={"old": 9, "reset": 2, "timeout": 1}),
     )
     await trio.sleep(4)
     [row] = (await document(page)).texts("tr")[1:]

@@ -21,18 +21,20 @@ async def test_an_exporter_serves_the_page_next_to_the_metrics():
     exporter = PrometheusExporter(status=page)
     for output in exporter, page:
         await feed(output, export(10, total=1, success=1))
-    html, data, metrics, root = await answers(
+    html, data, metrics, root, unknown = await answers(
         exporter,
         request("/status"),
         request("/status.json?filter=up"),
         request("/metrics"),
         request("/"),
+        request("/x"),
     )
     assert html[0] == data[0] == metrics[0] == 200
     assert Document(html[2].decode()).texts("h1") == ["Status"]
     assert [each["target"] for each in json.loads(data[2])["targets"]] == ["a"]
     assert b"probe_success_total" in metrics[2]
     assert (root[0], root[1][b"location"]) == (302, b"/status")
+    assert unknown[2] == b"Not found: metrics are at /metrics, the status is at /status\n"
 
 
 async def test_an_exporter_without_a_page_has_none():

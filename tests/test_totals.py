@@ -29,6 +29,7 @@ def make_totals(*listed: str) -> Totals:
         label_names=frozenset(),
         max_map_keys=100,
         max_metrics=200,
+        latency_unit=1.0,
     )
     made = Totals(rules=rules, export_interval=10.0, expire_after=10.0, max_unlisted=100)
     relist(made, listed, now=0.0)

@@ -222,14 +222,14 @@ async def use_outputs(
     nursery.start_soon(prometheus.run, exports)
     assert_type(prometheus.address, tuple[str, int] | None)
     CollectorRegistry().register(prometheus)
-    PrometheusExporter(9464, "::", max_connections=9, max_scrapes=2)
-    PrometheusExporter(9464, ["::1", "127.0.0.1"], users={"a": hash_password("b")})
-    PrometheusExporter(9464, ssl_context=ssl.create_default_context())
-    PrometheusExporter(users="a:b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     page = StatusPage(8080, history=60)
     PrometheusExporter(9464, status=page)
     assert_type(page.address, tuple[str, int] | None)
     PrometheusExporter(status="page")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    PrometheusExporter(9464, "::", max_connections=9, max_scrapes=2)
+    PrometheusExporter(9464, ["::1", "127.0.0.1"], users={"a": hash_password("b")})
+    PrometheusExporter(9464, ssl_context=ssl.create_default_context())
+    PrometheusExporter(users="a:b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PrometheusExporter(statistics_of=["keeper"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     otlp = OTLPExporter(
         "http://localhost:4318", statistics_of=(prober,), headers={"a": "b"}

@@ -6,7 +6,7 @@ from ._distribution import Distribution, exponential_bounds
 from ._endpoint import Endpoint
 from ._event_metrics import EventMetrics
 from ._exponential import ExponentialDistribution
-from ._exponential_buckets import Exponential
+from ._exponential_option import Exponential
 from ._fan_out import Output, fan_out
 from ._keeper import StatsKeeper
 from ._keeper_statistics import KeeperStatistics

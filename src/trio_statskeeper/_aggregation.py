@@ -15,9 +15,10 @@ import attrs
 from ._arguments import MAX_NUMBER, is_number, plain_number, plain_str, quote
 from ._distribution import Distribution
 from ._exponential import ExponentialDistribution
-from ._exponential_buckets import Exponential
+from ._exponential_option import Exponential
 from ._histograms import ExponentialHistogram, Histogram
 from ._row import Rejected, Row, accept_number
+from ._seconds import factor_in_unit, is_in_latency_unit
 from ._values import Gauge, Map, Value, unchecked_map
 
 
@@ -135,11 +136,12 @@ class AggregationRules:
     """The options of a keeper on which the aggregation of a new metric depends."""
 
     distributions: Mapping[str, tuple[float, ...] | Exponential]
-    """By metric name, the bounds, or how to do without: numbers are samples."""
+    """By metric name, the bounds or the option `Exponential`: numbers are samples."""
     label_names: frozenset[str]
     """A map must not have the name of a label."""
     max_map_keys: int
     max_metrics: int
+    latency_unit: float
 
     def aggregation_of(self, name: str, value: Value, metrics_before: int) -> Aggregation:
         """Return the aggregation of a new metric, according to its first value."""
@@ -148,15 +150,15 @@ class AggregationRules:
             raise Rejected("metrics", limit)
         bounds = self.distributions.get(name)
         if isinstance(bounds, Exponential):
-            return ExponentialHistogram(bounds.max_buckets, takes_samples=True)
+            return self._exponential(name, bounds, takes_samples=True)
         if bounds is not None:
             return Histogram(bounds, takes_samples=True)
         first = plain_number(cast("float", value)) if is_number(value) else value
         if not isinstance(first, Value):
             raise Rejected("type", f"{quote(value)} is not a value of a metric")
-        return self._aggregation_of_kind(first)
+        return self._aggregation_of_kind(name, first)
 
-    def _aggregation_of_kind(self, first: Value) -> Aggregation:
+    def _aggregation_of_kind(self, name: str, first: Value) -> Aggregation:
         match first:
             case int() | float():
                 return Sum()
@@ -173,9 +175,15 @@ class AggregationRules:
             case Distribution():
                 return Histogram(first.bounds, takes_samples=False)
             case ExponentialDistribution():
-                return ExponentialHistogram(Exponential().max_buckets, takes_samples=False)
+                return self._exponential(name, Exponential(), takes_samples=False)
             case _:
                 assert_never(first)
+
+    def _exponential(
+        self, name: str, option: Exponential, *, takes_samples: bool
+    ) -> ExponentialHistogram:
+        factor = factor_in_unit(self.latency_unit) if is_in_latency_unit(name) else 1.0
+        return ExponentialHistogram(option.max_buckets, takes_samples, factor)
 
 
 def _sum(total: float, number: float) -> int | float:

@@ -106,6 +106,7 @@ class ConflatingQueue:
         """Return `export`; it ends a pass only if the rest of the pass comes before it."""
         if not self._waiting:
             self._mixed.clear()
+            self._ends.clear()
         if series in self._waiting and keeper not in self._mixed:
             self._mixed.add(keeper)
             end = self._ends.get(keeper)

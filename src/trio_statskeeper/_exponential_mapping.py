@@ -6,6 +6,8 @@ and there are 2**s buckets from one power of two to the next:
 
     https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
 
+A distribution may multiply all these bounds by a factor.
+
 Indexes are those of OpenTelemetry's SDKs, which use a logarithm. So a number next to a
 boundary may be counted one bucket off, as the specification allows, but not a power of two.
 Subnormal numbers fall into the bucket of the smallest normal one.
@@ -16,13 +18,19 @@ from __future__ import annotations
 import math
 import sys
 
+from ._arguments import MAX_NUMBER
+
 MIN_SCALE, MAX_SCALE = -10, 20
 
 SMALLEST_NORMAL = sys.float_info.min
 
 
-def bucket_index(number: float, scale: int) -> int:
-    """Return the index of the bucket of `number`, which is finite and > 0."""
+def bucket_index(number: float, scale: int, factor: float = 1.0) -> int:
+    """Return the index of the bucket of `number`, which is finite and > 0.
+
+    What is too large or too small once divided by `factor` is in the last or first bucket.
+    """
+    number = min(number / factor, MAX_NUMBER)
     if number <= SMALLEST_NORMAL:
         return lowest_index(scale)
     fraction, exponent = math.frexp(number)

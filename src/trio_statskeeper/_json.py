@@ -171,6 +171,7 @@ def _from_json(value: _Json) -> Value:
             sum=_number("sum", value["sum"]),
             min=_number_or_none("min", value["min"]),
             max=_number_or_none("max", value["max"]),
+            factor=_number("factor", value["factor"]),
         )
     raise ValueError(f"expected a gauge, map or distribution, got {quote(value)}")
 

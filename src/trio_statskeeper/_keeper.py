@@ -30,7 +30,7 @@ from ._event_metrics import (
     validate_export_interval,
     validate_latency_unit,
 )
-from ._exponential_buckets import Exponential
+from ._exponential_option import Exponential
 from ._exports import ExportBuilder
 from ._keeper_run import KeeperRun
 from ._keeper_statistics import KeeperStatistics
@@ -90,6 +90,7 @@ def _make_passes(keeper: StatsKeeper) -> Passes:
         label_names=frozenset((*_RESERVED_LABELS, *keeper.additional_labels)),
         max_map_keys=keeper.max_map_keys,
         max_metrics=keeper.max_metrics,
+        latency_unit=keeper.latency_unit,
     )
     totals = Totals(
         rules=rules,
@@ -133,9 +134,10 @@ class StatsKeeper:
         scales nothing itself. Leave it 1 where a `Prober` measures: its latencies are in
         seconds.
       distributions: which metrics are distributions: numbers of these are samples. By
-        metric name, either `Exponential()`, which needs no further choice, or the bounds
-        of the buckets; those of latencies are in units of `latency_unit`. By default, the
-        metric `latency` is an exponential distribution. With `{}`, latencies add up.
+        metric name, either `Exponential()`, whose buckets follow from the samples, or the
+        bounds of the buckets; those of latencies are in units of `latency_unit`. By
+        default, the metric `latency` is an exponential distribution. With `{}`, latencies
+        add up.
       additional_labels: labels, by name, that follow ptype, probe and dst. A value is a
         string, a template (`@target.name@`, `@target.port@` or `@target.label.KEY@`), or a
         function of the endpoint, which is called at each export.

@@ -32,7 +32,8 @@ from ._distribution import Distribution
 from ._event_metrics import EventMetrics
 from ._exponential import ExponentialDistribution
 from ._log import logger
-from ._seconds import in_seconds
+from ._seconds import in_seconds, is_in_latency_unit
+from ._unchecked_exponential import without_factor
 from ._values import Gauge, Map, Value
 
 Kind: TypeAlias = Literal["counter", "info", "gauge", "histogram"]
@@ -227,9 +228,7 @@ def _family(prefix: str, key: _Key, help_text: str | None) -> Family:
     if help_text is None:
         help_text = _KINDS[kind].help.format(valid_text(metric))
     label = None if map_name is None else label_name(map_name)
-    in_seconds = kind != "info" and (
-        metric == "latency" or metric.endswith(("-latency", "_latency"))
-    )
+    in_seconds = kind != "info" and is_in_latency_unit(metric)
     match kind:
         case "counter":
             # Some receivers remove only the first "total" of several.
@@ -272,7 +271,7 @@ def valid_text(text: str) -> str:
 
 
 def _valid(value: Value) -> Value:
-    """Return `value` with texts that UTF-8 can encode.
+    """Return `value` with texts that UTF-8 can encode, and buckets of the factor 1.
 
     Raises:
       ValueError: if two keys of a map become equal.
@@ -282,7 +281,9 @@ def _valid(value: Value) -> Value:
             return valid_text(value)
         case Map():
             return _valid_map(value)
-        case int() | float() | Gauge() | Distribution() | ExponentialDistribution():
+        case ExponentialDistribution():
+            return without_factor(value)
+        case int() | float() | Gauge() | Distribution():
             return value
         case _:
             assert_never(value)

@@ -22,8 +22,8 @@ class Rejected(Exception):
         return Rejected(self.reason, f"metric {quote(name)}: {self}")
 
 
-def accept_number(value: object) -> int | float:
+def accept_number(value: object, expected: str = "a number") -> int | float:
     """Return `value` as exactly an int or a float, or raise `Rejected`."""
     if not is_number(value):
-        raise Rejected("kind", f"expected a number, got {quote(value)}")
+        raise Rejected("kind", f"expected {expected}, got {quote(value)}")
     return plain_number(cast("float", value))

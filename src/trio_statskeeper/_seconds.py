@@ -7,11 +7,23 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import lru_cache
 from typing import assert_never
 
-from ._arguments import plain_number
+from ._arguments import MAX_NUMBER, plain_number
 from ._distribution import Distribution, unchecked_distribution, validate_bounds
 from ._exponential import ExponentialDistribution
-from ._exponential_mapping import lowest_index
+from ._unchecked_exponential import unchecked_exponential_distribution
 from ._values import Gauge, Map, Value
+
+
+def is_in_latency_unit(metric: str) -> bool:
+    """Return whether the values of a metric are in the latency unit of its keeper."""
+    return metric == "latency" or metric.endswith(("-latency", "_latency"))
+
+
+@lru_cache
+def factor_in_unit(unit: float) -> float:
+    """Return the factor by which bounds are powers of two in seconds, 1 / `unit`."""
+    factor = float(_EXACTLY.divide(1, Decimal(repr(unit))))
+    return factor if factor <= MAX_NUMBER else 1.0
 
 
 def in_seconds(value: Value, unit: float) -> Value:
@@ -47,32 +59,21 @@ def _bounds_in_seconds(bounds: tuple[float, ...], unit: float) -> tuple[float, .
 def _exponential_in_seconds(
     value: ExponentialDistribution, unit: float
 ) -> ExponentialDistribution:
-    # Unless it is an integer, each bucket moves by up to half its width.
-    shift = round(math.ldexp(math.log2(unit), value.scale))
-    least = lowest_index(value.scale)
-    positive = _shifted(value.positive_offset + shift, value.positive_counts, least)
-    negative = _shifted(value.negative_offset + shift, value.negative_counts, least)
-    return ExponentialDistribution(
+    # Exactly 1 if the keeper chose it, for all its exports to have the same buckets
+    is_keepers = value.factor == factor_in_unit(unit)
+    factor = 1.0 if is_keepers else _product(value.factor, unit)
+    if factor == 0:
+        raise ValueError("in seconds, its factor is too small for a float")
+    return unchecked_exponential_distribution(
         value.scale,
-        positive_offset=positive[0],
-        positive_counts=positive[1],
-        negative_offset=negative[0],
-        negative_counts=negative[1],
-        zero_count=value.zero_count,
-        sum=_product(value.sum, unit),
-        min=None if value.min is None else _product(value.min, unit),
-        max=None if value.max is None else _product(value.max, unit),
+        (value.positive_offset, value.positive_counts),
+        (value.negative_offset, value.negative_counts),
+        value.zero_count,
+        _product(value.sum, unit),
+        lowest=None if value.min is None else _product(value.min, unit),
+        highest=None if value.max is None else _product(value.max, unit),
+        factor=factor,
     )
-
-
-def _shifted(
-    offset: int, counts: tuple[int, ...], least: int
-) -> tuple[int, tuple[int, ...]]:
-    """Return the buckets from `least` on; those below it are added to the first."""
-    below = least - offset
-    if below <= 0:
-        return offset, counts
-    return least, (sum(counts[: below + 1]), *counts[below + 1 :])
 
 
 # Multiplies any two floats exactly, whatever the context of the program is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
@@ -46,6 +46,8 @@ class SegmentedDict(Generic[V]):
     # Replaced at each snapshot: segments of earlier owners may be part of a snapshot.
     _owner: object = attrs.field(init=False, factory=object)
     _len: int = attrs.field(init=False, default=0)
+    # Segments of snapshots that were replaced by copies.
+    _replaced: list[Collection[V]] = attrs.field(init=False, factory=list[Collection[V]])
 
     def __attrs_post_init__(self) -> None:
         self._segments = [(_MIN_HASH, self._owner, {})]
@@ -75,10 +77,22 @@ class SegmentedDict(Generic[V]):
         self._owner = object()
         return Snapshot(self._segments)
 
+    def take_replaced(self) -> list[Collection[V]]:
+        """Return the values of the snapshots' segments that were replaced by copies.
+
+        Each is returned once.
+        """
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
     def values(self) -> list[V]:
         """Return all values; from any thread."""
         segments = self._segments
         return [value for _, _, segment in segments for value in [*segment.values()]]
+
+    def items(self) -> Iterator[list[tuple[Series, V]]]:
+        """Yield the items of each segment, some of them as they were at the first step."""
+        return ([*segment.items()] for _, _, segment in self._segments)
 
     def segment(self, number: int) -> list[tuple[Series, V]]:
         """Return the items of a segment; numbers wrap around after the last."""
@@ -91,6 +105,7 @@ class SegmentedDict(Generic[V]):
         """Return a segment that may be changed, a copy if necessary."""
         start, owner, segment = self._segments[index]
         if owner is not self._owner:
+            self._replaced.append(segment.values())
             segment = segment.copy()
             self._replace(index, (start, self._owner, segment))
         return segment

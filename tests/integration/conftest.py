@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from contextlib import ExitStack
 from functools import partial
 
@@ -60,6 +62,39 @@ def prometheus(prometheus_programs, tmp_path_factory, port):
     address = f"127.0.0.1:{port}"
     with Prometheus(prometheus_programs[0], folder, [address], "500ms") as prometheus:
         yield prometheus
+
+
+@pytest.fixture
+def promtool(prometheus_programs):
+    """Run promtool, and return its status and output."""
+
+    def run(*args):
+        completed = subprocess.run(
+            [prometheus_programs[1], *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=real_servers.TIMEOUT,
+        )
+        return completed.returncode, completed.stdout
+
+    return run
+
+
+@pytest.fixture
+def promtool_test(promtool, tmp_path):
+    """Run `promtool test rules` with series, each a name and its values."""
+
+    def run(series, interval, rules, **tests):
+        inputs = [{"series": name, "values": values} for name, values in series.items()]
+        test = {"interval": interval, "input_series": inputs, **tests}
+        config = {"evaluation_interval": interval, "tests": [test], **rules}
+        path = tmp_path / "test.yml"
+        path.write_text(json.dumps(config))  # JSON is YAML, too
+        return promtool("test", "rules", path)
+
+    return run
 
 
 @pytest.fixture

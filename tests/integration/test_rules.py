@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 import trio
-from real_servers import ROOT, TIMEOUT, Prometheus, free_port, get
+from real_servers import ROOT, Prometheus, free_port, get
 from rule_cases import CASES, RECORDED
 
 from trio_statskeeper import Endpoint, Gauge, Prober, StatsKeeper, open_keeper, open_outputs
@@ -26,42 +25,16 @@ GROUPS = [
 
 
 @pytest.fixture
-def promtool(prometheus_programs):
-    def run(*args):
-        completed = subprocess.run(
-            [prometheus_programs[1], *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=TIMEOUT,
-        )
-        return completed.returncode, completed.stdout
-
-    return run
-
-
-@pytest.fixture
-def run_rules(promtool, tmp_path):
+def run_rules(promtool_test):
     """Return what promtool says of a test of the rules with these series."""
 
     def run(series, interval="1m", **tests):
-        inputs = [{"series": name, "values": values} for name, values in series.items()]
-        test = {"interval": interval, "input_series": inputs, **tests}
-        path = tmp_path / "test.yml"
-        # JSON is YAML, too.
-        path.write_text(
-            json.dumps(
-                {
-                    "rule_files": [str(path) for path in RULES],
-                    "evaluation_interval": interval,
-                    # Else it differs from run to run.
-                    "group_eval_order": GROUPS,
-                    "tests": [test],
-                }
-            )
-        )
-        return promtool("test", "rules", path)
+        rules = {
+            "rule_files": [str(path) for path in RULES],
+            # Else it differs from run to run.
+            "group_eval_order": GROUPS,
+        }
+        return promtool_test(series, interval, rules, **tests)
 
     return run
 

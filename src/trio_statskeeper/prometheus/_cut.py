@@ -14,9 +14,10 @@ from functools import partial
 
 import attrs
 
-from trio_statskeeper._conflating import Series, stale_at
+from trio_statskeeper._conflating import KeeperKey, Series, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._naming import Family
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Value
 
@@ -27,7 +28,7 @@ from ._exposition import Exposition, Part
 class Target:
     """A target's newest export."""
 
-    keeper: Keeper
+    keeper: KeeperKey
     families: tuple[Family, ...]
     values: tuple[Value, ...]
     """One of each family."""
@@ -97,29 +98,6 @@ def _transposed(
 
 
 @attrs.define(eq=False)
-class Retired:
-    """The targets of cuts that are not shown any more.
-
-    They are freed in small steps: freeing many objects at once stalls the loop.
-    """
-
-    _segments: deque[Mapping[Series, Target]] = attrs.field(
-        init=False, factory=deque[Mapping[Series, Target]]
-    )
-    _targets: list[Target] = attrs.field(init=False, factory=list[Target])
-
-    def add(self, cut: Cut) -> None:
-        self._segments.extend(cut.segments)
-
-    def free_some(self) -> None:
-        """Free some targets: more than are rendered by the next call."""
-        if self._targets:
-            del self._targets[-4:]
-        elif self._segments:
-            self._targets = [*self._segments.popleft().values()]
-
-
-@attrs.define(eq=False)
 class Keeper:
     """The keeper of some exports, identified by their ptype and probe."""
 
@@ -134,12 +112,11 @@ class Keeper:
 
     cut: Cut = attrs.field(init=False, factory=Cut)
     """What scrapes show."""
-    # When it was replaced, at first when the first export arrived.
-    _cut_at: float = attrs.field(
-        init=False, default=attrs.Factory(lambda self: self.arrived, takes_self=True)
-    )
-    # Seconds after which it is late.
+    # When the first export arrived that it lacks, and the seconds after which it is late.
+    _cut_lacks: float = attrs.field(init=False, default=math.inf)
     _lifetime: float = attrs.field(init=False, default=0.0)
+    # Whether targets were added or removed since.
+    _changed: bool = attrs.field(init=False, default=False)
     # The targets of the next cut, and how many have each family.
     _targets: SegmentedDict[Target] = attrs.field(init=False, factory=SegmentedDict[Target])
     _families: Counter[Family] = attrs.field(init=False, factory=Counter[Family])
@@ -158,12 +135,18 @@ class Keeper:
             self._began.append(now)
         self.arrived = now
         self.arrived_at = time.time()
+        self._cut_lacks = min(self._cut_lacks, now)
         self._lifetime = stale_at(export, 0)
         self._ended = export.ends_pass
         if replaces:
             self._mixed = True
         else:
             self._waiting += 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no targets."""
+        return not self._targets
 
     def has_skipped(self, arrived: float) -> bool:
         """Return whether two passes were complete without a target that `arrived` then."""
@@ -179,10 +162,12 @@ class Keeper:
                 self._families.subtract(last.families)
             self._families.update(target.families)
         self._targets.set(series, target)
+        self._changed = True
 
     def remove(self, series: Series) -> None:
         """Remove a target from the next cut."""
         self._families.subtract(self._targets.remove(series).families)
+        self._changed = True
 
     def note_rendered(self, export: EventMetrics, now: float) -> None:
         """Note that an export was rendered; if it ends a pass, show that pass."""
@@ -194,8 +179,8 @@ class Keeper:
             self._mixed = False
 
     def update_cut(self, now: float) -> None:
-        """Show what was rendered, unless the rest of its pass will be soon."""
-        if self._is_complete or self._mixed or self._is_late(now):
+        """Show what was rendered if it is a whole pass, or if none becomes whole."""
+        if self._is_complete or self._is_late(now):
             self._replace_cut(now)
 
     @property
@@ -204,14 +189,17 @@ class Keeper:
         return self._ended and not self._waiting
 
     def _is_late(self, now: float) -> bool:
-        """Return whether no pass ended for three export intervals.
+        """Return whether a pass has not become whole for three export intervals.
 
-        New totals matter more then than the consistency of a cut.
+        It may never do so: its keeper may be gone, or exports may arrive faster than they
+        can be rendered. Then it is better to show new totals than a cut.
         """
-        return now >= self._cut_at + self._lifetime
+        return now >= self._cut_lacks + self._lifetime
 
     def _replace_cut(self, now: float) -> None:
-        self._families = +self._families  # without those that no target has any more
-        self._retired.add(self.cut)
-        self.cut = Cut(tuple(self._families), self._targets.snapshot())
-        self._cut_at = now
+        self._cut_lacks = now if self._waiting else math.inf
+        if self._changed:
+            self._changed = False
+            self._families = +self._families  # without those that no target has any more
+            self._retired.add(self._targets.take_replaced())
+            self.cut = Cut(tuple(self._families), self._targets.snapshot())

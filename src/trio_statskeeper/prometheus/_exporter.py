@@ -6,14 +6,15 @@ import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Any, final
+from typing import final
 
 import attrs
 import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trio_statskeeper._arguments import integer, quote
+from trio_statskeeper._arguments import integer
+from trio_statskeeper._classic_buckets import validate_buckets_per_power
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._http._basic_auth import validate_users
 from trio_statskeeper._http._connection import Request
@@ -50,13 +51,6 @@ _LAST_EXPORT = "last_export_timestamp_seconds"
 _LAST_EXPORT_HELP = "When the newest export of a keeper arrived, in Unix seconds"
 
 
-def _power_of_two(_: object, attribute: attrs.Attribute[Any], number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{attribute.name} must be an integer, got {quote(number)}")
-    if number < 1 or number & (number - 1):
-        raise ValueError(f"{attribute.name} must be 1, 2, 4 or 8, or so on, got {number}")
-
-
 @final
 @attrs.frozen(eq=False)
 class PrometheusExporter(Collector):
@@ -86,7 +80,7 @@ class PrometheusExporter(Collector):
         `statskeeper_…`.
       created: whether `…_created` samples say when each counter and histogram began.
       buckets_per_power: classic buckets of an exponential distribution from one power of
-        two to the next: 1, 2, 4 or another power of two. Native histograms have buckets of
+        two to the next: 1, 2, 4, 8 or 16. Native histograms have buckets of
         their own.
       ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
         certificate authorities, it can demand certificates of the clients.
@@ -117,7 +111,9 @@ class PrometheusExporter(Collector):
 
     created: bool = attrs.field(default=False, kw_only=True)
 
-    buckets_per_power: int = attrs.field(default=1, kw_only=True, validator=_power_of_two)
+    buckets_per_power: int = attrs.field(
+        default=1, kw_only=True, converter=validate_buckets_per_power
+    )
 
     ssl_context: ssl.SSLContext | None = attrs.field(
         default=None, kw_only=True, validator=validate_ssl_context
@@ -200,11 +196,13 @@ class PrometheusExporter(Collector):
 
     def _server(self) -> Server:
         resources: dict[str, Resource] = {"/metrics": self._scrape}
+        hint = "metrics are at /metrics"
         if self.status is not None:
             resources |= resources_of(self.status)
+            hint += ", the status is at /status"
         return Server(
             resources,
-            "metrics are at /metrics",
+            hint,
             self.max_connections,
             self.max_scrapes,
             self.ssl_context,

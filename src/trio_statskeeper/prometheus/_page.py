@@ -15,12 +15,17 @@ from trio_statskeeper._conflating import KeeperKey, Series, keeper_of, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._naming import Families, Family
 from trio_statskeeper._pacing import Step
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Map
 
-from ._cut import Cut, Keeper, Retired, Target
+from ._cut import Cut, Keeper, Target
 from ._exposition import Exposition, Part
 from ._samples import classic, created_samples, samples
+
+# Seconds without an export after which a keeper is forgotten. Until then, scrapes say when
+# its newest export arrived.
+_FORGOTTEN_AFTER = 86_400
 
 
 @attrs.define(eq=False)
@@ -73,15 +78,11 @@ class Page:
         """Add an export to be rendered; its target's last one is shown until then."""
         now = self._now
         series = frozenset(export.labels.items())
-        keeper = self._keeper_of(export)
-        keeper.note_arrival(export, now, replaces=series in self.waiting)
-        self.waiting[series] = export, now
-
-    def _keeper_of(self, export: EventMetrics) -> Keeper:
         key = keeper_of(export)
         if key not in self.keepers:
-            self.keepers[key] = Keeper(self._retired, self._now)
-        return self.keepers[key]
+            self.keepers[key] = Keeper(self._retired, now)
+        self.keepers[key].note_arrival(export, now, replaces=series in self.waiting)
+        self.waiting[series] = export, now
 
     async def render(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
         """Render all exports that wait."""
@@ -92,16 +93,15 @@ class Page:
     def render_first(self) -> None:
         """Render the export that has waited longest; it replaces the target's last one."""
         _, (export, arrived) = self.waiting.popitem(last=False)
-        keeper = self._keeper_of(export)
-        self._render(export, arrived, keeper)
-        keeper.note_rendered(export, self._now)
+        self._render(export, arrived)
+        self.keepers[keeper_of(export)].note_rendered(export, self._now)
         self._drop_stale_amortized(arrived)
         self._retired.free_some()
 
-    def _render(self, export: EventMetrics, arrived: float, keeper: Keeper) -> None:
+    def _render(self, export: EventMetrics, arrived: float) -> None:
         resolved = self._families.resolve(export, arrived)
         target = Target(
-            keeper,
+            keeper_of(export),
             tuple(family for family, _ in resolved.metrics),
             tuple(value for _, value in resolved.metrics),
             resolved.labels,
@@ -122,7 +122,7 @@ class Page:
                 return
             self._drop(series)
         self._targets.set(series, target)
-        keeper.add(series, target)
+        self.keepers[target.keeper].add(series, target)
 
     def _drop_stale_amortized(self, now: float) -> None:
         """Check two targets for each one that is rendered, in a cycle."""
@@ -135,12 +135,16 @@ class Page:
                 self._drop_if_stale(*unchecked, now)
 
     async def drop_stale(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
-        """Drop all stale targets."""
+        """Drop all stale targets, and forget keepers that are gone."""
         now = self._now
-        for segment in self._targets.snapshot():
-            for series, target in segment.items():
+        for items in self._targets.items():
+            for series, target in items:
                 self._drop_if_stale(series, target, now)
                 await step.pause_if_over()
+        for key, keeper in [*self.keepers.items()]:
+            if keeper.is_empty and keeper.arrived < now - _FORGOTTEN_AFTER:
+                del self.keepers[key]
+            await step.pause_if_over()
 
     def _drop_if_stale(self, series: Series, target: Target, now: float) -> None:
         if self._is_stale(target, now) and self._targets.get(series) is target:
@@ -149,7 +153,7 @@ class Page:
     def _is_stale(self, target: Target, now: float) -> bool:
         if target.stale_at > now:
             return False
-        keeper = target.keeper
+        keeper = self.keepers[target.keeper]
         waiting = self.waiting.get(frozenset(target.exported_labels.items()))
         if waiting is not None:
             # A newer export has arrived, but is not rendered yet.
@@ -166,54 +170,63 @@ class Page:
         return False
 
     def _drop(self, series: Series) -> None:
-        self._targets.remove(series).keeper.remove(series)
+        self.keepers[self._targets.remove(series).keeper].remove(series)
 
     def scrape(
         self, exposition: Exposition, names: AbstractSet[str]
     ) -> Iterator[Sequence[bytes]]:
-        """Yield a scrape in short steps, as of the first step: one cut of each keeper.
+        """Yield a scrape in short steps: one cut of each keeper.
 
         Args:
-          exposition: how it is rendered.
+          exposition: the format.
           names: the samples to show, with all others of their families. Empty: all.
         """
         self._exposition = exposition
         now = self._now
-        cuts: list[Cut] = []
-        for keeper in self.keepers.values():
-            keeper.update_cut(now)
-            cuts.append(keeper.cut)
-        return self._scrape(exposition, names, cuts, now)
-
-    def _scrape(
-        self, exposition: Exposition, names: AbstractSet[str], cuts: list[Cut], now: float
-    ) -> Iterator[Sequence[bytes]]:
         parts: dict[Part, None] = {}
-        for families in [cut.families for cut in cuts]:
-            for family in families:
-                # A stale one may share its name with a newer one.
-                if family.used_until > now and (not names or names & family.sample_names):
-                    parts.update(dict.fromkeys(exposition.parts(family)))
-            yield ()
         columns: list[dict[Part, list[bytes]]] = []
-        for some in self._columns(exposition, cuts):
-            if some is not None:
-                columns.append(some)
-            yield ()
-        for part in parts:
-            yield from exposition.join(part, deque(some.pop(part, []) for some in columns))
+        of_part = deque[list[bytes]]()
+        try:
+            for keeper in [*self.keepers.values()]:
+                keeper.update_cut(now)
+                for part in self._parts(keeper.cut, exposition, names, now):
+                    if part is not None:
+                        parts[part] = None
+                    yield ()
+                for some in self._columns(keeper, exposition):
+                    if some is not None:
+                        columns.append(some)
+                    self._retired.free_some()
+                    yield ()
+            for part in _newest_of_each_name(parts):
+                of_part = deque(some.pop(part, []) for some in columns)
+                for blocks in exposition.join(part, of_part):
+                    self._retired.free_some()
+                    yield blocks
+        finally:
+            # The client may have gone away.
+            self._retired.add(of_part)
+            for some in columns:
+                self._retired.add(some.values())
+
+    def _parts(
+        self, cut: Cut, exposition: Exposition, names: AbstractSet[str], now: float
+    ) -> Iterator[Part | None]:
+        """Yield the parts of a cut that are asked for, and None in between."""
+        for family in cut.families:
+            if family.used_until > now and (not names or names & family.sample_names):
+                yield from exposition.parts(family)
+            yield None
 
     def _columns(
-        self, exposition: Exposition, cuts: list[Cut]
+        self, keeper: Keeper, exposition: Exposition
     ) -> Iterator[dict[Part, list[bytes]] | None]:
+        cut = keeper.cut
         try:
-            for cut in cuts:
-                yield from cut.columns(exposition)
+            yield from cut.columns(exposition)
         finally:
-            # They may have been replaced meanwhile.
-            for cut in cuts:
-                self._retired.add(cut)
-            cuts.clear()
+            if cut is not keeper.cut:  # so nobody else shows it
+                self._retired.add(segment.values() for segment in cut.segments)
 
     def metrics(self, *, created: bool, buckets_per_power: int) -> Iterable[Metric]:
         """Return the metrics for `prometheus_client`; can be called from any thread."""
@@ -225,6 +238,11 @@ class Page:
                     if not self._is_stale(target, now):
                         _add_samples(metrics, target, created, buckets_per_power)
         return metrics.values()
+
+
+def _newest_of_each_name(parts: Iterable[Part]) -> Iterable[Part]:
+    # During a scrape, a name may have passed from a stale family to another.
+    return {(family.name, created): (family, created) for family, created in parts}.values()
 
 
 def _add_samples(

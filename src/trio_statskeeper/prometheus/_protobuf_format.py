@@ -29,7 +29,7 @@ _TYPES = {"counter": COUNTER, "gauge": GAUGE, "histogram": HISTOGRAM}
 # https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
 _MIN_SCHEMA, _MAX_SCHEMA = -4, 8
 
-# A merged distribution may have larger counts than the fields hold.
+# A distribution may have larger counts than the fields hold.
 _MAX_UINT64, _MAX_INT64 = 2**64 - 1, 2**63 - 1
 
 # The end of the year 9999, up to which protobuf's timestamps go.
@@ -131,7 +131,8 @@ def _set_classic(histogram: Any, value: Distribution) -> None:
 
 
 def _set_native(histogram: Any, value: ExponentialDistribution) -> None:
-    if value.scale < _MIN_SCHEMA:
+    # Capped counts would not add up, as Prometheus demands.
+    if value.scale < _MIN_SCHEMA or value.count > _MAX_INT64:
         return
     histogram.schema = min(value.scale, _MAX_SCHEMA)
     histogram.zero_threshold = 0
@@ -154,8 +155,6 @@ def _span(scale: int, offset: int, counts: tuple[int, ...]) -> tuple[int, list[i
     if scale > _MAX_SCHEMA:
         buckets.coarsen(scale - _MAX_SCHEMA)
     within = buckets.counts
-    if max(within) > _MAX_INT64:
-        within = [min(count, _MAX_INT64) for count in within]
     # Prometheus numbers buckets by their upper bounds, OpenTelemetry by their lower ones.
     return buckets.offset + 1, [within[0], *map(sub, within[1:], within)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
@@ -17,35 +17,13 @@ from trio_statskeeper._conflating import (
     keeper_of,
 )
 from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 
 from ._state import DROPPED_AFTER, STALE_AFTER, TargetState, first_state, next_state
 
 # Targets that are kept; further ones are only counted.
 _MAX_TARGETS = 20_000
-
-
-@attrs.define(eq=False)
-class Retired:
-    """States that are no longer shown.
-
-    They are freed in small steps: freeing many objects at once stalls the loop.
-    """
-
-    _segments: deque[Mapping[Series, TargetState]] = attrs.field(
-        init=False, factory=deque[Mapping[Series, TargetState]]
-    )
-    _states: list[TargetState] = attrs.field(init=False, factory=list[TargetState])
-
-    def add(self, segments: Iterable[Mapping[Series, TargetState]]) -> None:
-        self._segments.extend(segments)
-
-    def free_some(self) -> None:
-        """Free some states: more than an export replaces."""
-        if self._states:
-            del self._states[-4:]
-        elif self._segments:
-            self._states = [*self._segments.popleft().values()]
 
 
 @attrs.frozen(eq=False)
@@ -94,8 +72,6 @@ class Keeper:
     _key: KeeperKey
     _length: int
     _retired: Retired
-    # When what is shown was replaced, at first when the first export arrived.
-    _shown_at: float
     cut: Cut | None = attrs.field(init=False, default=None)
     """What pages show."""
     drop_at: float = attrs.field(init=False, default=math.inf)
@@ -114,6 +90,8 @@ class Keeper:
         init=False, default=iter(())
     )
     _segment: int = attrs.field(init=False, default=0)
+    # When the first export arrived that the cut lacks.
+    _cut_lacks: float = attrs.field(init=False, default=math.inf)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -144,10 +122,11 @@ class Keeper:
         else:
             self._not_kept += 1
         self.drop_at = now + max(self._length, DROPPED_AFTER) * interval
+        self._cut_lacks = min(self._cut_lacks, now)
         if export.ends_pass:
             self._show(self._number, interval, now)
-        elif now >= self._shown_at + STALE_AFTER * interval:
-            # No pass has ended for long: what is new matters more than consistency.
+        elif now >= self._cut_lacks + STALE_AFTER * interval:
+            # It may never end. Then it is better to show new totals than one pass.
             self._show(self._last_number, interval, now)
         self._drop_some()
 
@@ -157,8 +136,8 @@ class Keeper:
             self._show(self._number, interval, now)
 
     def _show(self, number: int, interval: float, now: float) -> None:
-        self.retire()
-        self._shown_at = now
+        self._cut_lacks = math.inf
+        self._retired.add(self._targets.take_replaced())
         self.cut = Cut(
             *self._key,
             number,
@@ -170,9 +149,9 @@ class Keeper:
         )
 
     def retire(self) -> None:
-        """Have what is shown freed in small steps."""
-        if self.cut is not None:
-            self._retired.add(self.cut.segments)
+        """Have all targets freed in small steps."""
+        self._retired.add(self._targets.take_replaced())
+        self._retired.add(segment.values() for segment in self._targets.snapshot())
 
     def _drop_some(self) -> None:
         """Check two targets, in a cycle; drop those that have not come for long."""
@@ -250,7 +229,7 @@ class Board:
         if keeper is None:
             if not room:
                 return
-            keeper = self._keepers[key] = Keeper(key, self._length, self.retired, now)
+            keeper = self._keepers[key] = Keeper(key, self._length, self.retired)
         before = len(keeper)
         keeper.add(series, export, now, room)
         self._targets += len(keeper) - before

@@ -54,7 +54,7 @@ def detail(row: Row, length: int, view: View, now: float) -> Blocks:
     """
     target, cut = row.target, row.cut
     name = shown_name(target)
-    yield [begin(f"{NAMES[row.state].lower()}: {name}")]
+    yield [begin(f"{NAMES[row.state].lower()}: {name}").encode()]
     parameters = {"filter": "", "target": target.target_id}
     yield [
         (
@@ -83,7 +83,7 @@ def detail(row: Row, length: int, view: View, now: float) -> Blocks:
 def missing() -> Blocks:
     """Yield the page for a target that is not known."""
     yield [
-        begin("No such target"),
+        begin("No such target").encode(),
         (
             "<header><h1>No such target</h1></header><main><p>It may have been dropped, "
             "because it was not exported for ten export intervals. "

@@ -67,12 +67,12 @@ _HEAD = (
 assert _SHAPES.keys() == {*STATES}
 
 
-def begin(title: str) -> bytes:
+def begin(title: str) -> str:
     """Return the beginning of a page, up to what its body shows."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{_HEAD}<title>{escaped(title)}</title>'
         f'</head><body><svg class="symbols" aria-hidden="true">{_ICONS}</svg>'
-    ).encode()
+    )
 
 
 END = b"</body></html>\n"

@@ -95,7 +95,7 @@ def _top(selection: Selection, view: View) -> str:
     )
     title = f"{bad} – status" if bad else "Status"
     return (
-        f"{begin(title).decode()}{_GAPS}<header><h1>Status</h1>{_counts(counts, view)}"
+        f"{begin(title)}{_GAPS}<header><h1>Status</h1>{_counts(counts, view)}"
         f'<form action="{PATH}" role="search">'
         f'<label for="filter">Filter</label><input id="filter" type="search" name="filter" '
         f'value="{escaped(view.text, 10**5)}" placeholder="name, label, error or state" '

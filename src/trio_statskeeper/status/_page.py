@@ -221,7 +221,7 @@ class StatusPage:
         finally:
             # They may have been replaced meanwhile.
             for cut in cuts:
-                self._board.retired.add(cut.segments)
+                self._board.retired.add(segment.values() for segment in cut.segments)
 
 
 def resources_of(page: StatusPage) -> dict[str, Resource]:

@@ -92,20 +92,22 @@ async def select(  # noqa: ASYNC910  # short work has no checkpoint
       now: seconds of Trio's clock.
       limit: returns how many are shown, given how many match; all by default.
     """
-    groups = [Group(cut) for cut in cuts]
+    groups: list[Group] = []
+    counts = Counter[str]()
     chunks: list[_Chunk] = []
     for index, cut in enumerate(cuts):
+        group = Group(cut)
+        groups.append(group)
         for segment in cut.segments:
             targets = iter(segment.values())
             while batch := [*islice(targets, _BATCH)]:
                 chunk = [*_matching(index, cut, batch, match, now)]
                 chunk.sort(key=_key)
                 chunks.append(chunk)
-                groups[index].counts.update(row.state for _, row in chunk)
+                for _, row in chunk:
+                    group.counts[row.state] += 1
+                    counts[row.state] += 1
                 await step.pause_if_over()
-    counts = Counter[str]()
-    for group in groups:
-        counts.update(group.counts)
     shown: dict[int, Group] = {}
     number = 0
     # All are sorted in steps: not at once.

@@ -226,6 +226,7 @@ async def test_new_passwords_wait_for_half_of_the_checks_and_repeated_ones_for_a
     await wait_until(lambda: len(allowed) == 2)
     assert sorted(allowed) == [False, True]
     assert not await auth.allows(basic("x", "d"))  # all checks have ended
+    assert len(auth._asked) == 1  # which has no result yet
 
 
 async def test_few_passwords_that_were_not_checked_are_remembered(
@@ -244,30 +245,31 @@ async def test_few_passwords_that_were_not_checked_are_remembered(
     assert not await auth.allows(basic("x", "d"))
 
 
+async def connect(nursery, server):
+    """Return the client's end of a connection, which is served, and then closed."""
+    ours, stream = memory_stream_pair()
+
+    async def serve():
+        async with stream:
+            await server.serve_stream(stream)
+
+    nursery.start_soon(serve)
+    await wait_all_tasks_blocked()
+    return ours
+
+
 async def test_a_password_that_is_being_checked_keeps_its_connection(
     exporter, stuck, nursery
 ):
     event, checks = stuck
     exporter = PrometheusExporter(users=exporter.users, max_connections=2)
     server = server_of(exporter)
-
-    async def connect():
-        ours, stream = memory_stream_pair()
-
-        async def serve():
-            async with stream:
-                await server.serve_stream(stream)
-
-        nursery.start_soon(serve)
-        await wait_all_tasks_blocked()
-        return ours
-
-    first = await connect()
+    first = await connect(nursery, server)
     await first.send_all(get(basic("prométheus", PASSWORD)))
     await wait_until(lambda: checks)
     for _ in range(5):  # each closes the one before
-        idle = await connect()
-    second = await connect()
+        idle = await connect(nursery, server)
+    second = await connect(nursery, server)
     await second.send_all(get(basic("x", "y")))
     assert await idle.receive_some() == b""
     event.set()
@@ -275,15 +277,29 @@ async def test_a_password_that_is_being_checked_keeps_its_connection(
     assert (await second.receive_some()).startswith(b"HTTP/1.1 503 ")
 
 
+async def test_a_connection_with_a_wrong_password_is_not_the_next_to_be_closed(
+    exporter, nursery
+):
+    server = server_of(PrometheusExporter(users=exporter.users, max_connections=2))
+    wrong = await connect(nursery, server)
+    idle = await connect(nursery, server)
+    for _ in range(2):  # the second time, the result is known
+        await wrong.send_all(get(basic("x", "y")))
+        assert (await wrong.receive_some()).startswith(b"HTTP/1.1 401 ")
+        another = await connect(nursery, server)
+        assert await idle.receive_some() == b""
+        idle = another
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_check_is_remembered_even_if_its_client_has_left(exporter, stuck, nursery):
     event, checks = stuck
     server = server_of(exporter)
-    ours, stream = memory_stream_pair()
-    nursery.start_soon(server.serve_stream, stream)
+    client = await connect(nursery, server)
     right = basic("prométheus", PASSWORD)
-    await ours.send_all(get(right))
+    await client.send_all(get(right))
     await wait_until(lambda: checks)
-    await ours.aclose()
+    await client.aclose()
     event.set()
     await wait_until(lambda: server._basic_auth._accepted)
     assert await server._basic_auth.allows(right)

@@ -247,7 +247,7 @@ def mutation(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation site in build/docs; a warning is an error."""
     groups = nox.project.dependency_groups(PYPROJECT, "docs")
-    session.install("-e", ".[otlp,prometheus]", *groups)
+    session.install("-e", ".[otlp,prometheus,status]", *groups)
     shutil.rmtree("build/docs", ignore_errors=True)
     sphinx = ("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going")
     session.run(*sphinx, "--doctree-dir", session.create_tmp(), "docs", "build/docs")

@@ -10,8 +10,6 @@ from helpers import channel_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from trio_statskeeper import EventMetrics
-from trio_statskeeper.prometheus._basic_auth import BasicAuth
-from trio_statskeeper.prometheus._server import Server
 
 LABELS = {"ptype": "http", "probe": "homepage", "dst": "a"}
 IN_TEXT = 'ptype="http",probe="homepage",dst="a"'
@@ -50,13 +48,7 @@ class Client(trio.abc.HalfCloseableStream):
 
 
 def server_of(exporter):
-    return Server(
-        exporter._scrape,
-        exporter.max_connections,
-        exporter.max_scrapes,
-        exporter.ssl_context,
-        None if exporter.users is None else BasicAuth(exporter.users),
-    )
+    return exporter._server()
 
 
 def request(path="/metrics", method="GET", *headers):

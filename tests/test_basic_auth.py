@@ -11,7 +11,8 @@ import trio
 from scraping import answers, request
 from trio.testing import wait_all_tasks_blocked
 
-from trio_statskeeper.prometheus import PrometheusExporter, _basic_auth, hash_password
+from trio_statskeeper._http import _basic_auth
+from trio_statskeeper.prometheus import PrometheusExporter, hash_password
 
 # scrypt's fastest; by another implementation than Python's.
 FAST = "$scrypt$ln=1,r=1,p=1${}${}"

@@ -36,6 +36,7 @@ from trio_statskeeper._pacing import Step
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.status import StatusPage
 
 
 def is_open(end: trio.MemorySendChannel | trio.MemoryReceiveChannel) -> bool:
@@ -221,6 +222,25 @@ def shown_by(exporter: PrometheusExporter) -> Totals:
 def showing() -> Outputting:
     exporter = PrometheusExporter()
     return Outputting(exporter.run, [partial(shown_by, exporter)], everything)
+
+
+def known_by(page: StatusPage) -> Totals:
+    async def add_what_waits() -> None:
+        while page._board.waiting:
+            page._board.add_first()
+
+    trio.run(add_what_waits)  # as an answer does first
+    return {
+        target.name: target.totals.total
+        for cut in page._board.cuts()
+        for segment in cut.segments
+        for target in segment.values()
+    }
+
+
+def showing_status() -> Outputting:
+    page = StatusPage()
+    return Outputting(page.run, [partial(known_by, page)], everything)
 
 
 def fanning_out() -> Outputting:
@@ -409,7 +429,7 @@ class Started:
 
 @pytest.mark.parametrize(
     "make",
-    [Probing, probing_once, Keeping, Wired, fanning_out, showing],
+    [Probing, probing_once, Keeping, Wired, fanning_out, showing, showing_status],
     ids=lambda make: make.__name__,
 )
 def test_ctrl_c_ends_it_at_every_line(make):

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import trio_statskeeper
-from trio_statskeeper import lines, otlp, prometheus, testing
+from trio_statskeeper import lines, otlp, prometheus, status, testing
 
 
 def public_objects(module: ModuleType):
@@ -23,7 +23,7 @@ def public_objects(module: ModuleType):
 
 
 def callables():
-    for module in (trio_statskeeper, lines, otlp, prometheus, testing):
+    for module in (trio_statskeeper, lines, otlp, prometheus, status, testing):
         for public in public_objects(module):
             if inspect.isfunction(public):
                 yield public

@@ -44,7 +44,8 @@ from trio_statskeeper import (
     Prober,
     _pacing,
 )
-from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter, _page, _server
+from trio_statskeeper._http import _server
+from trio_statskeeper.prometheus import PrometheusExporter, _cut, _exporter, _page
 
 LATENCY = "Distribution of latency over all probe runs, in seconds."
 

@@ -11,7 +11,8 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from trio_statskeeper.prometheus import PrometheusExporter, _connection, _page, _server
+from trio_statskeeper._http import _connection, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _page
 
 ROOT = "trio-statskeeper: metrics are at /metrics\n"
 
@@ -117,14 +118,15 @@ async def test_a_host_without_a_path_is_its_root(target):
 async def test_a_scrape_is_given_what_the_request_asks_for():
     asked = []
 
-    async def scrape(step, *args):
+    async def scrape(step, request):
         await trio.lowlevel.checkpoint()
-        asked.append(args)
-        return _server.Scrape(b"text/plain", iter([[b"a", b"b"], [b"c"]]))
+        asked.append((request.header(b"accept"), request.parameters()))
+        content_type = (b"Content-Type", b"text/plain")
+        return _server.Answer((content_type,), iter([[b"a", b"b"], [b"c"]]))
 
     exporter = PrometheusExporter()
     server = server_of(exporter)
-    server._scrape = scrape
+    server._resources["/metrics"] = scrape
     async with trio.open_nursery() as nursery:
         client = connect(nursery, server)
         await client.send_all(
@@ -137,8 +139,8 @@ async def test_a_scrape_is_given_what_the_request_asks_for():
     answers = read_answers(received, request(), request())
     assert [body for _, _, body in answers] == [b"abc", b"abc"]
     assert asked == [
-        ("", frozenset(["a_total", "b"])),
-        ("text/plain, */*;q=0.1", frozenset()),
+        ("", {"name[]": ["a_total", "b"], "x": ["y"]}),
+        ("text/plain, */*;q=0.1", {}),
     ]
 
 
@@ -155,6 +157,25 @@ async def test_a_bug_within_an_answer_cuts_it_off_and_is_logged(
     await client.send_all(request() + request("/"))
     assert (await all_from(client)).endswith(b"\r\n4\r\nhalf\r\n")
     assert "a bug" in caplog.text
+
+
+async def test_a_bug_in_a_connection_closes_it_alone_and_is_logged(
+    autojump_clock, nursery, monkeypatch, caplog
+):
+    def fail(_):
+        raise RuntimeError("a bug")
+
+    server = server_of(PrometheusExporter())
+    healthy = connect(nursery, server)
+    with monkeypatch.context() as patched:
+        patched.setattr(_connection, "_parse", fail)
+        client = connect(nursery, server)
+        await client.send_all(request())
+        assert await all_from(client) == b""
+    assert (await ask(healthy, "/"))[0] == 200
+    [record] = caplog.records
+    assert record.getMessage() == "a connection failed: RuntimeError('a bug')"
+    assert record.exc_info
 
 
 async def test_a_query_of_very_many_parameters_is_refused():

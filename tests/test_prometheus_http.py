@@ -15,13 +15,8 @@ from helpers import channel_of, make_keeper, serve
 from scraping import export, feed, scrape, server_of
 from trio.testing import wait_all_tasks_blocked
 
-from trio_statskeeper.prometheus import (
-    PrometheusExporter,
-    _connection,
-    _exporter,
-    _listeners,
-    _server,
-)
+from trio_statskeeper._http import _connection, _listeners, _server
+from trio_statskeeper.prometheus import PrometheusExporter, _exporter
 
 
 async def get(address, path="/metrics", method="GET"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_statskeeper.prometheus._negotiation import prefers_gzip, prefers_protobuf
+from trio_statskeeper._http._negotiation import prefers_gzip, prefers_protobuf
 
 ACCEPT = (
     "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"

@@ -12,7 +12,8 @@ from helpers import serve
 from scraping import export, feed, read_answers, request, server_of
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from trio_statskeeper.prometheus import PrometheusExporter, _connection
+from trio_statskeeper._http import _connection
+from trio_statskeeper.prometheus import PrometheusExporter
 
 CA = trustme.CA()
 

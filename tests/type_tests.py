@@ -17,6 +17,7 @@ import trio_statskeeper as ts
 from trio_statskeeper import lines, testing
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter, hash_password
+from trio_statskeeper.status import StatusPage
 
 
 @attrs.frozen
@@ -221,6 +222,10 @@ async def use_outputs(
     nursery.start_soon(prometheus.run, exports)
     assert_type(prometheus.address, tuple[str, int] | None)
     CollectorRegistry().register(prometheus)
+    page = StatusPage(8080, history=60)
+    PrometheusExporter(9464, status=page)
+    assert_type(page.address, tuple[str, int] | None)
+    PrometheusExporter(status="page")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PrometheusExporter(9464, "::", max_connections=9, max_scrapes=2)
     PrometheusExporter(9464, ["::1", "127.0.0.1"], users={"a": hash_password("b")})
     PrometheusExporter(9464, ssl_context=ssl.create_default_context())

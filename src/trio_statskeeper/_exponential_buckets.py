@@ -163,6 +163,8 @@ class ExponentialBuckets:
 
     def coarsen(self, halvings: int) -> None:
         """Lower the scale by `halvings`."""
+        if not halvings:
+            return
         self.scale -= halvings
         self.positive.coarsen(halvings)
         self.negative.coarsen(halvings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
@@ -47,9 +47,7 @@ class SegmentedDict(Generic[V]):
     _owner: object = attrs.field(init=False, factory=object)
     _len: int = attrs.field(init=False, default=0)
     # Segments of snapshots that were replaced by copies.
-    _replaced: list[Mapping[Series, V]] = attrs.field(
-        init=False, factory=list[Mapping[Series, V]]
-    )
+    _replaced: list[Collection[V]] = attrs.field(init=False, factory=list[Collection[V]])
 
     def __attrs_post_init__(self) -> None:
         self._segments = [(_MIN_HASH, self._owner, {})]
@@ -79,8 +77,11 @@ class SegmentedDict(Generic[V]):
         self._owner = object()
         return Snapshot(self._segments)
 
-    def take_replaced(self) -> list[Mapping[Series, V]]:
-        """Return the segments of snapshots that were replaced since the last call."""
+    def take_replaced(self) -> list[Collection[V]]:
+        """Return the values of the snapshots' segments that were replaced by copies.
+
+        Each is returned once.
+        """
         replaced, self._replaced = self._replaced, []
         return replaced
 
@@ -104,7 +105,7 @@ class SegmentedDict(Generic[V]):
         """Return a segment that may be changed, a copy if necessary."""
         start, owner, segment = self._segments[index]
         if owner is not self._owner:
-            self._replaced.append(segment)
+            self._replaced.append(segment.values())
             segment = segment.copy()
             self._replace(index, (start, self._owner, segment))
         return segment

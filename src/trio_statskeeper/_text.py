@@ -48,12 +48,12 @@ def _escape(text: str, special: str) -> str:
     return "".join(
         char
         if char.isprintable() and char not in special and char != "\\"
-        else _escape_char(char)
+        else escape_char(char)
         for char in text
     )
 
 
-def _escape_char(char: str) -> str:
+def escape_char(char: str) -> str:
     code = ord(char)
     if char == "\\":
         return r"\\"

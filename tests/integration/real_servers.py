@@ -73,6 +73,30 @@ def find_victoria_metrics() -> Path:
     return folder / "usr/bin/victoria-metrics"
 
 
+def find_chromium() -> tuple[str, str]:
+    """Return the programs chromium and chromedriver."""
+    for program, package in ("chromium", "chromium"), ("chromedriver", "chromium-driver"):
+        if not shutil.which(program) and "CI" in os.environ:
+            # Too many packages to unpack, so this needs root.
+            run("apt-get", "update")
+            must_run("apt-get", "install", "--yes", "--no-install-recommends", package)
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        missing("no chromium here: apt-get install chromium chromium-driver")
+    return browser, driver
+
+
+def find_axe() -> str:
+    """Return the script that finds what makes a page hard to use for some people."""
+    version = "4.14.1"
+    folder = CACHE / f"axe-core-{version}"
+    install = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix")
+    package = f"axe-core@{version}"
+    by_hand = f"npm install --prefix {folder.relative_to(ROOT)} {package}"
+    ensure(folder, lambda into: must_run(*install, into, package), by_hand=by_hand)
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+
+
 def ensure(folder: Path, fill: Callable[[Path], object], by_hand: str) -> None:
     if folder.exists():
         return

@@ -32,9 +32,10 @@ from trio_statskeeper import (
     StatsKeeper,
     _outage,
 )
+from trio_statskeeper._http import _connection
 from trio_statskeeper.lines import from_json, write_lines
 from trio_statskeeper.otlp import OTLPExporter, _delivery
-from trio_statskeeper.prometheus import PrometheusExporter, _connection
+from trio_statskeeper.prometheus import PrometheusExporter
 
 PATIENCE = 30
 KEYS = ["a", "b"]

@@ -21,7 +21,8 @@ from loopback import serving
 from real_servers import get, missing
 
 from trio_statskeeper import EventMetrics
-from trio_statskeeper.prometheus import PrometheusExporter, _server, hash_password
+from trio_statskeeper._http import _server
+from trio_statskeeper.prometheus import PrometheusExporter, hash_password
 
 PATIENCE = 60
 

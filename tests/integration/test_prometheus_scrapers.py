@@ -10,7 +10,8 @@ import trio
 from helpers import serve
 
 from trio_statskeeper import EventMetrics
-from trio_statskeeper.prometheus import PrometheusExporter, _connection, _server
+from trio_statskeeper._http import _connection, _server
+from trio_statskeeper.prometheus import PrometheusExporter
 
 
 @pytest.fixture

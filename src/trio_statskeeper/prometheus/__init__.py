@@ -20,15 +20,14 @@ in the thread that calls it.
 
 `_exporter` has the exporter, `_page` what there is to scrape, and `_cut` what is shown of
 each keeper. `_exposition` says what `_text_format` and `_protobuf_format` have in common;
-`_negotiation` chooses between them, `_samples` has the samples of a value, and
-`_client_model` the messages of protobuf. `_server` answers requests, on the sockets of
-`_listeners`: `_connection` speaks HTTP, `_body` joins and compresses the blocks, and
-`_basic_auth` knows who may ask.
+`_samples` has the samples of a value, and `_client_model` the messages of protobuf.
+`trio_statskeeper._http` answers requests.
 """
 
 from __future__ import annotations
 
-from ._basic_auth import hash_password
+from trio_statskeeper._http._basic_auth import hash_password
+
 from ._exporter import PrometheusExporter
 
 __all__ = ["PrometheusExporter", "hash_password"]

@@ -11,21 +11,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 
 import attrs
 
 from trio_statskeeper._conflating import KeeperKey, Series, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._naming import Family
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Value
 
 from ._exposition import Exposition, Part
-
-# Seconds for which retired objects are freed between two steps of other work. Most are in
-# use elsewhere, and take next to no time.
-_FREEING_TIME = 0.00002
 
 
 @attrs.define(eq=False)
@@ -99,33 +95,6 @@ def _transposed(
         for part, column in zip(parts, zip(*blocks, strict=True), strict=True):
             columns.setdefault(part, []).extend(column)
     return columns
-
-
-@attrs.define(eq=False)
-class Retired:
-    """What is not shown any more.
-
-    It is freed in small steps: freeing many objects at once stalls the loop.
-    """
-
-    segments: deque[Mapping[Series, Target]] = attrs.field(
-        init=False, factory=deque[Mapping[Series, Target]]
-    )
-    columns: deque[list[bytes]] = attrs.field(init=False, factory=deque[list[bytes]])
-    # Those of a segment.
-    _targets: list[Target] = attrs.field(init=False, factory=list[Target])
-
-    def free_some(self) -> None:
-        """Free more than is rendered, and added here, until the next call."""
-        ends = perf_counter() + _FREEING_TIME
-        while self.segments or self._targets or self.columns:
-            if self.columns:
-                self.columns.popleft()
-            if not self._targets and self.segments:
-                self._targets = [*self.segments.popleft().values()]
-            del self._targets[-8:]
-            if perf_counter() >= ends:
-                break
 
 
 @attrs.define(eq=False)
@@ -232,5 +201,5 @@ class Keeper:
         if self._changed:
             self._changed = False
             self._families = +self._families  # without those that no target has any more
-            self._retired.segments.extend(self._targets.take_replaced())
+            self._retired.add(self._targets.take_replaced())
             self.cut = Cut(tuple(self._families), self._targets.snapshot())

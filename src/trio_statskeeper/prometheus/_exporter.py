@@ -5,18 +5,27 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain
-from typing import Any, final
+from typing import final
 
 import attrs
 import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trio_statskeeper._arguments import integer, quote
+from trio_statskeeper._arguments import integer
 from trio_statskeeper._classic_buckets import validate_buckets_per_power
 from trio_statskeeper._event_metrics import EventMetrics
+from trio_statskeeper._http._basic_auth import BasicAuth, validate_users
+from trio_statskeeper._http._connection import Request
+from trio_statskeeper._http._listening import (
+    Listening,
+    validate_host,
+    validate_port,
+    validate_ssl_context,
+)
+from trio_statskeeper._http._negotiation import prefers_protobuf
+from trio_statskeeper._http._server import Answer, Resource, Server
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
 from trio_statskeeper._self_metrics import (
@@ -27,14 +36,12 @@ from trio_statskeeper._self_metrics import (
     validate_observed,
 )
 from trio_statskeeper._values import Gauge
+from trio_statskeeper.status import StatusPage
+from trio_statskeeper.status._page import resources_of
 
-from ._basic_auth import BasicAuth, validate_users
 from ._exposition import Exposition
-from ._listeners import listen
-from ._negotiation import prefers_protobuf
 from ._page import Page
 from ._protobuf_format import ProtobufFormat
-from ._server import Scrape, Server
 from ._text_format import TextFormat
 
 # Seconds for which a scrape waits until all exports that arrived are rendered.
@@ -42,50 +49,6 @@ _RENDERING_TIMEOUT = 1.0
 
 _LAST_EXPORT = "last_export_timestamp_seconds"
 _LAST_EXPORT_HELP = "When the newest export of a keeper arrived, in Unix seconds"
-
-
-def _port(_: object, attribute: attrs.Attribute[Any], port: object) -> None:
-    if port is None:
-        return
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"{attribute.name} must be an integer or None, got {quote(port)}")
-    if not 0 <= port <= 65_535:
-        raise ValueError(f"{attribute.name} must be from 0 to 65535, got {port}")
-
-
-def _validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
-    if isinstance(host, str):
-        return host
-    error = TypeError(f"host must be a string, or a sequence of strings, got {quote(host)}")
-    if not isinstance(host, Sequence):
-        raise error
-    for each in host:
-        if not isinstance(each, str):
-            raise error
-    if not host:
-        raise ValueError("host must be a string, or a sequence of strings, got none")
-    return tuple(host)
-
-
-def _ssl_context(_: object, attribute: attrs.Attribute[Any], context: object) -> None:
-    name = attribute.name
-    if context is None:
-        return
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"{name} must be an SSLContext or None, got {quote(context)}")
-    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
-        raise ValueError(
-            f"{name} must be for a server, such as "
-            "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), got one for clients"
-        )
-
-
-@attrs.define(eq=False)
-class _Listening:
-    """The state of an exporter with a port."""
-
-    busy: bool = False
-    address: tuple[str, int] | None = None
 
 
 @final
@@ -123,10 +86,12 @@ class PrometheusExporter(Collector):
         certificate authorities, it can demand certificates of the clients.
       users: who may ask for anything, by Basic authentication: names, and hashes of their
         passwords by `hash_password`. None: anyone.
+      status: a page that is served, too, at `/status`. It must be among the outputs itself.
       max_connections: how many connections are served at a time. For a further one, that
         which has waited longest for a request is closed; if all are being answered, the
         further one gets a 503.
-      max_scrapes: how many scrapes are answered at a time. Further ones get a 503.
+      max_scrapes: how many scrapes and pages are answered at a time. Further requests get
+        a 503.
 
     Raises:
       TypeError: if an argument is of another type, or `statistics_of` has an item that is
@@ -136,9 +101,9 @@ class PrometheusExporter(Collector):
         items of `statistics_of` have the same labels.
     """
 
-    port: int | None = attrs.field(default=None, validator=_port)
+    port: int | None = attrs.field(default=None, validator=validate_port)
 
-    host: str | Sequence[str] = attrs.field(default="127.0.0.1", converter=_validate_host)
+    host: str | Sequence[str] = attrs.field(default="127.0.0.1", converter=validate_host)
 
     statistics_of: tuple[Observed, ...] = attrs.field(
         default=(), kw_only=True, converter=validate_observed
@@ -151,11 +116,17 @@ class PrometheusExporter(Collector):
     )
 
     ssl_context: ssl.SSLContext | None = attrs.field(
-        default=None, kw_only=True, validator=_ssl_context
+        default=None, kw_only=True, validator=validate_ssl_context
     )
 
     users: Mapping[str, str] | None = attrs.field(
         default=None, kw_only=True, repr=False, converter=validate_users
+    )
+
+    status: StatusPage | None = attrs.field(
+        default=None,
+        kw_only=True,
+        validator=attrs.validators.optional(attrs.validators.instance_of(StatusPage)),
     )
 
     max_connections: int = attrs.field(default=40, kw_only=True, validator=integer(1))
@@ -184,7 +155,13 @@ class PrometheusExporter(Collector):
         default=attrs.Factory(lambda self: Page("probe_", self._text), takes_self=True),
     )
 
-    _listening: _Listening = attrs.field(init=False, repr=False, factory=_Listening)
+    _listening: Listening = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: Listening(self.host, self.port), takes_self=True
+        ),
+    )
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -211,33 +188,27 @@ class PrometheusExporter(Collector):
           OSError: if it can't listen on the port.
           trio.BusyResourceError: if it is already listening; `exports` is not closed then.
         """
-        listening = self._listening
         if self.port is None:
             task_status.started(None)
             await self._take(exports)
-            return
-        if listening.busy:
-            raise trio.BusyResourceError(
-                "this exporter is already running; let keepers share its channel by clones"
-            )
-        listening.busy = True
-        try:
-            with exports:
-                hosts = [self.host] if isinstance(self.host, str) else self.host
-                listeners = await listen(hosts, self.port)
-                listening.address = listeners[0].socket.getsockname()[:2]
-                task_status.started(listening.address)
-                server = Server(
-                    self._scrape,
-                    self.max_connections,
-                    self.max_scrapes,
-                    self.ssl_context,
-                    None if self.users is None else BasicAuth(self.users),
-                )
-                await server.serve_while(listeners, partial(self._take, exports))
-        finally:
-            listening.busy = False
-            listening.address = None
+        else:
+            await self._listening.run(self._server(), self._take, exports, task_status)
+
+    def _server(self) -> Server:
+        resources: dict[str, Resource] = {"/metrics": self._scrape}
+        hint = "metrics are at /metrics"
+        if self.status is not None:
+            resources |= resources_of(self.status)
+            hint += ", the status is at /status"
+        basic_auth = None if self.users is None else BasicAuth(self.users)
+        return Server(
+            resources,
+            hint,
+            self.max_connections,
+            self.max_scrapes,
+            self.ssl_context,
+            basic_auth,
+        )
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
@@ -259,9 +230,11 @@ class PrometheusExporter(Collector):
                         break
         await trio.lowlevel.checkpoint()
 
-    async def _scrape(self, step: Step, accept: str, names: frozenset[str]) -> Scrape:
-        """Return a scrape in the format that `accept` asks for."""
-        exposition = self._protobuf if prefers_protobuf(accept) else self._text
+    async def _scrape(self, step: Step, request: Request) -> Answer:
+        """Return a scrape, in the format that is asked for."""
+        names = frozenset(request.parameters().get("name[]", ()))
+        is_protobuf = prefers_protobuf(request.header(b"accept"))
+        exposition = self._protobuf if is_protobuf else self._text
         page = self._page
         page.use(trio.lowlevel.current_clock())
         with trio.move_on_after(_RENDERING_TIMEOUT):
@@ -273,7 +246,8 @@ class PrometheusExporter(Collector):
             if step.is_half_over:  # the next page may take as long
                 await step.pause()
         blocks = chain.from_iterable(page.scrape(exposition, names) for page in pages)
-        return Scrape(exposition.content_type, blocks)
+        content_type = (b"Content-Type", exposition.content_type)
+        return Answer((content_type, (b"Vary", b"Accept, Accept-Encoding")), blocks)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for a `prometheus_client` registry; from any thread."""

@@ -15,10 +15,11 @@ from trio_statskeeper._conflating import KeeperKey, Series, keeper_of, stale_at
 from trio_statskeeper._event_metrics import EventMetrics
 from trio_statskeeper._naming import Families, Family
 from trio_statskeeper._pacing import Step
+from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Map
 
-from ._cut import Cut, Keeper, Retired, Target
+from ._cut import Cut, Keeper, Target
 from ._exposition import Exposition, Part
 from ._samples import classic, created_samples, samples
 
@@ -204,9 +205,9 @@ class Page:
                     yield blocks
         finally:
             # The client may have gone away.
-            self._retired.columns.extend(of_part)
+            self._retired.add(of_part)
             for some in columns:
-                self._retired.columns.extend(some.values())
+                self._retired.add(some.values())
 
     def _parts(
         self, cut: Cut, exposition: Exposition, names: AbstractSet[str], now: float
@@ -225,7 +226,7 @@ class Page:
             yield from cut.columns(exposition)
         finally:
             if cut is not keeper.cut:  # so nobody else shows it
-                self._retired.segments.extend(cut.segments)
+                self._retired.add(segment.values() for segment in cut.segments)
 
     def metrics(self, *, created: bool, buckets_per_power: int) -> Iterable[Metric]:
         """Return the metrics for `prometheus_client`; can be called from any thread."""

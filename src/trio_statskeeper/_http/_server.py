@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVarTuple, cast
-from urllib.parse import parse_qs
+from typing import TypeAlias, TypeVarTuple, cast
 
 import attrs
 import trio
@@ -19,7 +18,7 @@ from trio_statskeeper._pacing import Step
 
 from ._basic_auth import BasicAuth
 from ._body import Blocks, compressed, joined
-from ._connection import CLOSE, Connection, ConnectionLost, Header, Request
+from ._connection import CLOSE, Connection, ConnectionLost, Header, Refused, Request
 from ._negotiation import prefers_gzip
 
 # Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
@@ -36,23 +35,22 @@ _SHUTDOWN_TIMEOUT = 2.0
 _MAX_REFUSED = 8
 _REFUSAL_TIMEOUT = 1.0
 
-# Parameters of a query; parsing as many takes a tenth of a millisecond.
-_MAX_PARAMETERS = 100
-
-_TEXTS = {
-    "/": "trio-statskeeper: metrics are at /metrics\n",
-    "/-/healthy": "Healthy\n",
-}
+_HEALTHY = "/-/healthy"
 
 _Args = TypeVarTuple("_Args")
 
 
 @attrs.frozen
-class Scrape:
-    """The answer to a scrape."""
+class Answer:
+    """The answer to a request."""
 
-    content_type: bytes
+    headers: tuple[Header, ...]
     blocks: Blocks
+    status: int = 200
+
+
+Resource: TypeAlias = Callable[[Step, Request], Awaitable[Answer]]
+"""Makes the answer to a request, in the step of work in which it is called."""
 
 
 @attrs.define(eq=False)
@@ -60,21 +58,22 @@ class Server:
     """A run of the server.
 
     Args:
-      scrape: makes a scrape. It is given the step of work in which it is called, the Accept
-        header, and the names of the metrics that are asked for; none means all.
+      resources: what there is, by path.
+      hint: where the most important resource is, for those who ask for another.
       max_connections: how many connections are served at a time.
-      max_scrapes: how many scrapes are answered at a time.
+      max_answers: how many resources are sent at a time.
       ssl_context: for TLS.
       basic_auth: who may ask; None: anyone.
     """
 
-    _scrape: Callable[[Step, str, frozenset[str]], Awaitable[Scrape]]
+    _resources: Mapping[str, Resource]
+    _hint: str
     _max_connections: int
-    _max_scrapes: int
+    _max_answers: int
     _ssl_context: ssl.SSLContext | None = None
     _basic_auth: BasicAuth | None = None
 
-    _scrapes: int = attrs.field(init=False, default=0)
+    _answers: int = attrs.field(init=False, default=0)
     _refused: int = attrs.field(init=False, default=0)
     # Connections, by their scopes: those without a request that is allowed, of which the
     # first has waited longest, and those that are being answered.
@@ -128,7 +127,7 @@ class Server:
     async def serve_stream(  # noqa: ASYNC910  # losing a connection takes a checkpoint
         self, stream: trio.abc.HalfCloseableStream
     ) -> None:
-        """Answer the requests of one connection; what fails here ends no other."""
+        """Answer the requests of one connection. No failure of it ends the server."""
         if isinstance(stream, trio.SocketStream):
             # Trio lets the system hold only 16 KiB that are not sent yet. To refill them
             # would take many turns of the scheduler.
@@ -148,6 +147,8 @@ class Server:
                     await self._refuse(connection, scope)
             except ConnectionLost:
                 pass
+            except Exception as error:  # noqa: BLE001  # nor does a bug
+                logger.error("a connection failed: %s", quote(error), exc_info=error)
             finally:
                 self._waiting.pop(scope, None)
 
@@ -173,7 +174,7 @@ class Server:
             except ConnectionLost:
                 raise
             except Exception as error:  # noqa: BLE001  # a bug must not end the server
-                logger.error("a scrape failed: %s", quote(error), exc_info=error)
+                logger.error("an answer failed: %s", quote(error), exc_info=error)
                 if not connection.can_begin_answer:
                     return
                 await connection.send_text(500, "Internal error: see the log\n")
@@ -199,7 +200,10 @@ class Server:
         if self._basic_auth is not None and not await self._basic_auth.allows(
             request.header(b"authorization")
         ):
-            challenge = (b"WWW-Authenticate", b'Basic realm="metrics", charset="UTF-8"')
+            challenge = (
+                b"WWW-Authenticate",
+                b'Basic realm="metrics", charset="UTF-8"',
+            )
             await connection.send_text(401, "Unauthorized\n", challenge)
             return
         # The connection may have been closed to make room.
@@ -216,41 +220,41 @@ class Server:
             raise ConnectionLost
 
     async def _answer(self, connection: Connection, request: Request) -> None:
-        if request.path != "/metrics" and request.path not in _TEXTS:
-            await connection.send_text(404, "Not found: metrics are at /metrics\n")
+        path = request.path
+        resource = self._resources.get(path)
+        if resource is None and path not in {"/", _HEALTHY}:
+            await connection.send_text(404, f"Not found: {self._hint}\n")
         elif request.method not in ("GET", "HEAD"):
             allow = (b"Allow", b"GET, HEAD")
             await connection.send_text(405, "Method not allowed: use GET\n", allow)
-        elif request.path in _TEXTS:
-            await connection.send_text(200, _TEXTS[request.path])
-        elif self._scrapes >= self._max_scrapes:
+        elif resource is None:
+            text = "Healthy" if path == _HEALTHY else f"trio-statskeeper: {self._hint}"
+            await connection.send_text(200, f"{text}\n")
+        elif self._answers >= self._max_answers:
             await _send_busy(connection)
         else:
-            self._scrapes += 1
+            self._answers += 1
             try:
-                await self._send_metrics(connection, request)
+                await self._send_answer(connection, request, resource)
             finally:
-                self._scrapes -= 1
+                self._answers -= 1
 
-    async def _send_metrics(self, connection: Connection, request: Request) -> None:
+    async def _send_answer(
+        self, connection: Connection, request: Request, resource: Resource
+    ) -> None:
         step = Step()
         try:
-            parameters = parse_qs(request.query, max_num_fields=_MAX_PARAMETERS)
-        except ValueError as error:
-            await connection.send_text(400, f"Bad request: {error}\n")
+            answer = await resource(step, request)
+        except Refused as error:
+            await connection.send_text(error.status, f"Bad request: {error}\n")
             return
-        names = frozenset(parameters.get("name[]", ()))
-        scrape = await self._scrape(step, request.header(b"accept"), names)
-        headers = [
-            (b"Content-Type", scrape.content_type),
-            (b"Vary", b"Accept, Accept-Encoding"),
-        ]
+        headers = [*answer.headers]
         if prefers_gzip(request.header(b"accept-encoding")):
             headers.append((b"Content-Encoding", b"gzip"))
-            pieces = compressed(scrape.blocks)
+            pieces = compressed(answer.blocks)
         else:
-            pieces = joined(scrape.blocks, _PIECE_SIZE)
-        connection.begin_answer(200, *headers)
+            pieces = joined(answer.blocks, _PIECE_SIZE)
+        connection.begin_answer(answer.status, *headers)
         for piece in pieces if request.method == "GET" else ():
             connection.add(piece)
             if connection.unsent >= _PIECE_SIZE:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import attrs
 import h11
@@ -32,6 +32,9 @@ _UNREAD_TIMEOUT = 10.0
 # Seconds for which a client may go on sending after the last answer.
 _LINGER_TIMEOUT = 1.0
 
+# Parameters of a query; parsing as many takes a tenth of a millisecond.
+_MAX_PARAMETERS = 100
+
 Header: TypeAlias = tuple[bytes, bytes]
 
 # Either kind can be closed in one direction.
@@ -47,7 +50,7 @@ class ConnectionLost(Exception):
     """The client has gone away, or does not read."""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The client has sent something that is not answered but by its status."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -68,6 +71,17 @@ class Request:
         """Return the value of a header; the values of several are joined by commas."""
         values = (value for found, value in self._headers if found == name)
         return b", ".join(values).decode("latin-1")
+
+    def parameters(self) -> dict[str, list[str]]:
+        """Return the parameters of the query.
+
+        Raises:
+          Refused: if there are too many.
+        """
+        try:
+            return parse_qs(self.query, errors="replace", max_num_fields=_MAX_PARAMETERS)
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
 
 
 @attrs.define(eq=False)
@@ -106,6 +120,7 @@ class Connection:
         timeout = _REQUEST_TIMEOUT
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
+            self._is_head = False
             if not self._http.trailing_data[0]:
                 timeout = _IDLE_TIMEOUT
         try:
@@ -113,7 +128,7 @@ class Connection:
                 return await self._receive_request(scope)
         except h11.RemoteProtocolError as error:
             status, reason = error.error_status_hint, str(error)
-        except _Refused as error:
+        except Refused as error:
             status, reason = error.status, str(error)
         else:
             return None
@@ -127,8 +142,8 @@ class Connection:
         while True:  # noqa: ASYNC913  # h11 makes of data only so many events
             event = http.next_event()
             if isinstance(event, h11.Request):
+                self._is_head = event.method == b"HEAD"  # even if the request is refused
                 request = _parse(event)
-                self._is_head = request.method == "HEAD"
             elif isinstance(event, h11.EndOfMessage):
                 return request  # noqa: ASYNC910  # its answer has a checkpoint
             elif isinstance(event, h11.ConnectionClosed):
@@ -210,12 +225,12 @@ class Connection:
 
 def _parse(head: h11.Request) -> Request:
     if head.http_version not in (b"1.0", b"1.1"):
-        raise _Refused(400, f"HTTP/{head.http_version.decode()} is not supported")
+        raise Refused(400, f"HTTP/{head.http_version.decode()} is not supported")
     for name, value in head.headers:
         if name == b"transfer-encoding" or (
             name == b"content-length" and int(value) > _MAX_BODY
         ):
-            raise _Refused(413, "a request needs no body")
+            raise Refused(413, "a request needs no body")
     path, query = _path_and_query(head.target.decode("ascii"))
     return Request(head.method.decode("ascii"), path, query, head.headers)
 
@@ -228,5 +243,5 @@ def _path_and_query(target: str) -> tuple[str, str]:
     try:
         url = urlsplit(target)
     except ValueError as error:
-        raise _Refused(400, str(error)) from None
+        raise Refused(400, str(error)) from None
     return (url.path or "/" if url.netloc else target), url.query

@@ -8,14 +8,16 @@ import threading
 
 import pytest
 import trio
-from scraping import answers, request
-from trio.testing import wait_all_tasks_blocked
+from scraping import answers, request, server_of
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from trio_statskeeper._http import _basic_auth
 from trio_statskeeper.prometheus import PrometheusExporter, hash_password
 
 # scrypt's fastest; by another implementation than Python's.
 FAST = "$scrypt$ln=1,r=1,p=1${}${}"
+SALT = "c2FsdHNhbHQ"
+DIGEST = "c2VjcmV0c2VjcmV0c2VjcmV0"
 PASSWORD = "pass:wörd"  # noqa: S105
 
 
@@ -43,14 +45,14 @@ async def status(exporter, *requests):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/", "/-/healthy", "/x"])
-async def test_without_a_password_nothing_can_be_had(exporter, path):
+async def test_without_a_password_every_path_is_refused(exporter, path):
     [(status, headers, body)] = await answers(exporter, get(path=path))
     assert (status, body) == (401, b"Unauthorized\n")
     challenge = b'Basic realm="metrics", charset="UTF-8"'
     assert headers[b"www-authenticate"] == challenge
 
 
-async def test_with_the_right_password_all_can_be_had(exporter):
+async def test_with_the_right_password_every_path_is_served(exporter):
     right = basic("prométheus", PASSWORD)
     as_others_write_it = right.replace("Basic", "bASIC ")
     assert await status(
@@ -79,7 +81,7 @@ async def test_with_the_right_password_all_can_be_had(exporter):
         f"{basic('prométheus', PASSWORD)}\r\nAuthorization: x",
     ],
 )
-async def test_with_anything_else_nothing_can_be_had(exporter, authorization):
+async def test_without_the_right_password_everything_is_refused(exporter, authorization):
     assert await status(exporter, get(authorization), get(authorization)) == [401, 401]
 
 
@@ -111,7 +113,7 @@ async def test_an_unknown_user_takes_as_long_as_a_wrong_password(exporter, check
 
 
 async def test_only_so_many_wrong_passwords_are_remembered(exporter, checked):
-    auth = _basic_auth.BasicAuth(exporter.users)
+    auth = _basic_auth.BasicAuth(exporter.users, 2)
     passwords = [str(number) for number in range(150)]
     for password in passwords:
         assert not await auth.allows(basic("x", password))
@@ -124,12 +126,12 @@ async def test_only_so_many_wrong_passwords_are_remembered(exporter, checked):
 
 
 async def test_no_password_is_remembered_in_the_clear(exporter):
-    auth = _basic_auth.BasicAuth(exporter.users)
+    auth = _basic_auth.BasicAuth(exporter.users, 2)
     for password in PASSWORD, "another":
         await auth.allows(basic("prométheus", password))
     for digest in {*auth._accepted, *auth._rejected}:
         assert len(digest) == 64
-    again = _basic_auth.BasicAuth(exporter.users)
+    again = _basic_auth.BasicAuth(exporter.users, 2)
     await again.allows(basic("prométheus", PASSWORD))
     assert again._accepted.isdisjoint(auth._accepted)
 
@@ -153,7 +155,7 @@ async def test_one_password_is_checked_at_a_time_and_those_who_are_known_need_no
     exporter, stuck, nursery
 ):
     event, checks = stuck
-    auth = _basic_auth.BasicAuth(exporter.users)
+    auth = _basic_auth.BasicAuth(exporter.users, 10)
     right = basic("prométheus", PASSWORD)
     allowed = []
 
@@ -179,7 +181,7 @@ async def test_one_password_is_checked_at_a_time_and_those_who_are_known_need_no
 
 async def test_a_check_that_is_cancelled_ends_at_once_and_keeps_its_thread(exporter, stuck):
     event, checks = stuck
-    auth = _basic_auth.BasicAuth(exporter.users)
+    auth = _basic_auth.BasicAuth(exporter.users, 10)
     for password in "a", "b":
         async with trio.open_nursery() as nursery:
             nursery.start_soon(auth.allows, basic("x", password))
@@ -192,7 +194,137 @@ async def test_a_check_that_is_cancelled_ends_at_once_and_keeps_its_thread(expor
     assert await auth.allows(basic("prométheus", PASSWORD))
 
 
-async def test_a_check_that_fails_is_no_end_of_the_server(exporter, monkeypatch, caplog):
+async def wait_until(predicate):
+    while not predicate():
+        await trio.sleep(0.001)
+
+
+async def test_new_passwords_wait_for_half_of_the_checks_and_repeated_ones_for_all(
+    exporter, stuck, nursery
+):
+    event, _ = stuck
+    auth = _basic_auth.BasicAuth(exporter.users, 4)
+    busy = _basic_auth.TooManyChecks
+    for password in "ab":
+        nursery.start_soon(auth.allows, basic("x", password))
+    await wait_all_tasks_blocked()
+    right = basic("prométheus", PASSWORD)
+    for authorization in right, basic("x", "c"):
+        with pytest.raises(busy):
+            await auth.allows(authorization)
+    allowed = []
+
+    async def ask(authorization):
+        allowed.append(await auth.allows(authorization))
+
+    nursery.start_soon(ask, right)
+    nursery.start_soon(ask, basic("x", "a"))  # it shares the check of the first
+    await wait_all_tasks_blocked()
+    with pytest.raises(busy):
+        await auth.allows(basic("x", "c"))
+    event.set()
+    await wait_until(lambda: len(allowed) == 2)
+    assert sorted(allowed) == [False, True]
+    assert not await auth.allows(basic("x", "d"))  # all checks have ended
+    assert len(auth._asked) == 1  # which has no result yet
+
+
+async def test_few_passwords_that_were_not_checked_are_remembered(
+    exporter, stuck, nursery, monkeypatch
+):
+    monkeypatch.setattr(_basic_auth, "_MAX_ASKED", 3)
+    event, _ = stuck
+    auth = _basic_auth.BasicAuth(exporter.users, 2)
+    nursery.start_soon(auth.allows, basic("x", "a"))
+    await wait_all_tasks_blocked()
+    for password in "bcdeb":
+        with pytest.raises(_basic_auth.TooManyChecks):
+            await auth.allows(basic("x", password))
+    assert len(auth._asked) == 3
+    event.set()
+    assert not await auth.allows(basic("x", "d"))
+
+
+async def connect(nursery, server):
+    """Return the client's end of a connection, which is served, and then closed."""
+    ours, stream = memory_stream_pair()
+
+    async def serve():
+        async with stream:
+            await server.serve_stream(stream)
+
+    nursery.start_soon(serve)
+    await wait_all_tasks_blocked()
+    return ours
+
+
+async def test_a_password_that_is_being_checked_keeps_its_connection(
+    exporter, stuck, nursery
+):
+    event, checks = stuck
+    exporter = PrometheusExporter(users=exporter.users, max_connections=2)
+    server = server_of(exporter)
+    first = await connect(nursery, server)
+    await first.send_all(get(basic("prométheus", PASSWORD)))
+    await wait_until(lambda: checks)
+    for _ in range(5):  # each closes the one before
+        idle = await connect(nursery, server)
+    second = await connect(nursery, server)
+    await second.send_all(get(basic("x", "y")))
+    assert await idle.receive_some() == b""
+    event.set()
+    assert (await first.receive_some()).startswith(b"HTTP/1.1 200 ")
+    assert (await second.receive_some()).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_connection_with_a_wrong_password_is_not_the_next_to_be_closed(
+    exporter, nursery
+):
+    server = server_of(PrometheusExporter(users=exporter.users, max_connections=2))
+    wrong = await connect(nursery, server)
+    idle = await connect(nursery, server)
+    for _ in range(2):  # the second time, the result is known
+        await wrong.send_all(get(basic("x", "y")))
+        assert (await wrong.receive_some()).startswith(b"HTTP/1.1 401 ")
+        another = await connect(nursery, server)
+        assert await idle.receive_some() == b""
+        idle = another
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_check_is_remembered_even_if_its_client_has_left(exporter, stuck, nursery):
+    event, checks = stuck
+    server = server_of(exporter)
+    client = await connect(nursery, server)
+    right = basic("prométheus", PASSWORD)
+    await client.send_all(get(right))
+    await wait_until(lambda: checks)
+    await client.aclose()
+    event.set()
+    await wait_until(lambda: server._basic_auth._accepted)
+    assert await server._basic_auth.allows(right)
+    assert len(checks) == 1
+
+
+async def test_an_unknown_user_takes_as_long_as_the_costliest_hash(monkeypatch):
+    costs = []
+
+    def noted(hash_, _):
+        costs.append(hash_.scrypt.cost)
+        return True
+
+    monkeypatch.setattr(_basic_auth._Hash, "matches", noted)
+    users = {
+        name: f"$scrypt$ln={log2_n},r=1,p=1${SALT}${DIGEST}"
+        for name, log2_n in (("a", 2), ("b", 5), ("c", 3))
+    }
+    assert await status(PrometheusExporter(users=users), get(basic("x", "y"))) == [401]
+    assert costs == [2**5]
+
+
+async def test_a_check_that_fails_is_logged_and_the_server_goes_on(
+    exporter, monkeypatch, caplog
+):
     def fail(*_):
         raise RuntimeError("can't start new thread")
 
@@ -217,13 +349,21 @@ def test_a_hash_says_how_it_is_computed_and_has_a_salt(monkeypatch):
 async def test_hashes_of_other_programs_are_understood():
     # A test vector of RFC 7914: https://www.rfc-editor.org/rfc/rfc7914#section-12
     digest = bytes.fromhex(
-        "fdbabe1c9d3472007856e7190d01e9fe7c6ad7cbc8237830e77376634b373162"
-        "2eaf30d92e22a3886ff109279d9830dac727afb94a83ee6d8360cbdfa2cc0640"
+        "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
+        "d5432955613f0fcf62d49705242a9af9e61e85dc0d651e40dfcf017b45575887"
     )
-    salt, encoded = (base64.b64encode(part).decode() for part in (b"NaCl", digest))
-    text = f"$scrypt$ln=10,r=8,p=16${salt.rstrip('=')}${encoded.rstrip('=')}"
+    salt, encoded = (
+        base64.b64encode(part).decode().rstrip("=") for part in (b"SodiumChloride", digest)
+    )
+    text = f"$scrypt$ln=14,r=8,p=1${salt}${encoded}"
     exporter = PrometheusExporter(users={"a": text})
-    assert await status(exporter, get(basic("a", "password"))) == [200]
+    assert await status(exporter, get(basic("a", "pleaseletmein"))) == [200]
+
+
+@pytest.mark.parametrize("costs", ["ln=15,r=1,p=1", "ln=16,r=2,p=1", "ln=1,r=1,p=16"])
+async def test_a_hash_that_is_accepted_can_be_checked(costs):
+    exporter = PrometheusExporter(users={"a": f"$scrypt${costs}${SALT}${DIGEST}"})
+    assert await status(exporter, get(basic("a", "b"))) == [401]
 
 
 def test_a_password_must_be_a_string():
@@ -231,20 +371,17 @@ def test_a_password_must_be_a_string():
         hash_password(b"secret")
 
 
-SALT = "c2FsdA"
-
-
 @pytest.mark.parametrize(
     ("users", "error", "message"),
     [
         ("prometheus:secret", TypeError, "users must be a mapping or None, got str"),
-        ({}, ValueError, "users must have a user, or be None"),
+        ({}, ValueError, "users must not be empty; None disables"),
         ({"a": "secret"}, ValueError, "user 'a': its password must be given as a hash by"),
         ({"a": b"secret"}, TypeError, "user 'a': the hash must be a string, got bytes"),
-        ({1: FAST.format(SALT, SALT)}, TypeError, "user 1: expected a string, got 1"),
-        ({"a:b": FAST.format(SALT, SALT)}, ValueError, "user 'a:b': the name must be"),
-        ({"a\n": FAST.format(SALT, SALT)}, ValueError, r"user 'a\n': the name must be"),
-        ({"\udcff": FAST.format(SALT, SALT)}, ValueError, "the name must be printable"),
+        ({1: FAST.format(SALT, DIGEST)}, TypeError, "user 1: expected a string, got 1"),
+        ({"a:b": FAST.format(SALT, DIGEST)}, ValueError, "user 'a:b': the name must be"),
+        ({"a\n": FAST.format(SALT, DIGEST)}, ValueError, r"user 'a\n': the name must be"),
+        ({"\udcff": FAST.format(SALT, DIGEST)}, ValueError, "the name must be printable"),
         ({"a": FAST.format(SALT, "secre")}, ValueError, "user 'a': its hash is damaged: "),
         ({"a": "$scrypt$ln=0,r=8,p=1$c2FsdA$c2Vj"}, ValueError, "got ln=0,r=8,p=1"),
         ({"a": "$scrypt$ln=1,r=0,p=1$c2FsdA$c2Vj"}, ValueError, "got ln=1,r=0,p=1"),
@@ -252,6 +389,17 @@ SALT = "c2FsdA"
         ({"a": "$scrypt$ln=1,r=1,p=17$c2FsdA$c2Vj"}, ValueError, "p must be from 1 to 16"),
         ({"a": "$scrypt$ln=17,r=8,p=1$c2FsdA$c2Vj"}, ValueError, "at most 64 MiB"),
         ({"a": "$scrypt$ln=16,r=9,p=1$c2FsdA$c2Vj"}, ValueError, "at most 64 MiB"),
+        (
+            {"a": f"$scrypt$ln=16,r=1,p=1${SALT}${DIGEST}"},
+            ValueError,
+            "and < 16 * r, and p",
+        ),
+        ({"a": FAST.format(SALT, "c2VjcmV0c2VjcmV0c2Vj")}, ValueError, "got 8 and 15"),
+        (
+            {"a": FAST.format("c2FsdHNhbA", DIGEST)},
+            ValueError,
+            "bytes of digest, got 7 and",
+        ),
         ({"a": "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5"}, ValueError, "must be given as"),
     ],
 )

@@ -247,10 +247,10 @@ async def test_a_client_can_read_why_its_body_is_refused_while_it_sends(
     [
         (b"\0\xff" * 50 + b"\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 400),  # TLS
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 400),
-        (b"\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 505),
         (b"GET /\r\n\r\n", 400),
-        (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET / HTTP/1.2\r\nHost: x\r\n\r\n", 505),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\na b: y\r\n\r\n", 400),
@@ -264,6 +264,9 @@ async def test_a_client_can_read_why_its_body_is_refused_while_it_sends(
         (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 9_000 + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 99 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\nHost: x\n" + b"a:\n" * 99 + b"\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\na:\r\n" + b" b\r\n" * 98 + b"\r\n", 431),
         (b"GET /" + b"x" * 1_000_000, 431),
     ],
 )
@@ -276,6 +279,59 @@ async def test_what_is_not_http_is_answered_and_the_connection_closed(
     assert received.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\nConnection: close\r\n" in received
     assert caplog.messages == []
+
+
+async def test_a_head_of_a_hundred_lines_is_read():
+    headers = [f"a{number}:" for number in range(98)]
+    assert await statuses(*[request("/", "GET", *headers)] * 2) == [200, 200]
+
+
+@pytest.mark.parametrize("size", [1, 1_000])
+async def test_empty_lines_before_a_request_are_ignored(
+    autojump_clock, nursery, server, size
+):
+    client = connect(nursery, server)
+    sent = b"\r\n" + request("/") + b"\r\n\r\n" + request("/")
+    for begin in range(0, len(sent), size):
+        await client.send_all(sent[begin : begin + size])
+    await wait_all_tasks_blocked()
+    await client.send_eof()
+    answered = read_answers(await all_from(client), request(), request())
+    assert [status for status, _, _ in answered] == [200, 200]
+
+
+async def test_a_client_that_sends_empty_lines_only_is_disconnected_in_time(
+    autojump_clock, nursery, server
+):
+    client = connect(nursery, server)
+
+    async def send_slowly():
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await client.send_all(b"\r\n")
+                await trio.sleep(1)
+
+    nursery.start_soon(send_slowly)
+    assert await time_until_closed(client) == _connection._REQUEST_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("sent", "status_line"),
+    [
+        (request("/"), b"HTTP/1.1 200 OK"),
+        (request("/x"), b"HTTP/1.1 404 Not Found"),
+        (b"GET / HTTP/2.0\r\n\r\n", b"HTTP/1.1 505 HTTP Version Not Supported"),
+        (
+            request("/", "POST", "Content-Length: 3", "Expect: 100-continue"),
+            b"HTTP/1.1 100 Continue",
+        ),
+    ],
+)
+async def test_the_status_line_has_a_reason(nursery, server, sent, status_line):
+    client = connect(nursery, server)
+    await client.send_all(sent)
+    assert (await client.receive_some()).split(b"\r\n")[0] == status_line
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_goes_away_within_its_request_is_no_error(
@@ -342,6 +398,12 @@ async def test_the_next_request_has_to_come_in_time_once_it_has_begun(
     await trio.sleep(30)
     await client.send_all(request("/")[:5])
     assert await time_until_closed(client) == _connection._REQUEST_TIMEOUT
+    client = connect(nursery, server)
+    await client.send_all(request("/"))
+    assert await client.receive_some()
+    await trio.sleep(_connection._IDLE_TIMEOUT - 3)
+    await client.send_all(request("/")[:5])
+    assert await time_until_closed(client) == 3
 
 
 async def test_a_client_that_does_not_read_is_disconnected(autojump_clock, server, caplog):
@@ -466,12 +528,17 @@ async def test_a_request_of_a_connection_that_is_closed_for_another_is_not_answe
     nursery,
     caplog,
 ):
+    async def fail(*_):  # noqa: ASYNC910
+        pytest.fail("it is answered")
+
     server = server_with(max_connections=1)
+    resources, server._resources = server._resources, {"/metrics": fail}
     first = connect(nursery, server)
     await wait_all_tasks_blocked()
-    await first.send_all(request())
+    await first.send_all(request() * 2)
     server._make_room()  # in the same step
     assert await all_from(first) == b""
+    server._resources = resources
     second = connect(nursery, server)
     assert (await ask(second))[0] == 200
     assert caplog.messages == []

@@ -33,13 +33,13 @@ def trusting():
     return context
 
 
-def connect(nursery, exporter):
+def connect(nursery, server):
     """Return the client's end of a connection, which is served, and then closed."""
     ours, stream = memory_stream_pair()
 
     async def run():
         async with stream:
-            await server_of(exporter).serve_stream(stream)
+            await server.serve_stream(stream)
 
     nursery.start_soon(run)
     return ours
@@ -61,7 +61,7 @@ async def test_answers_are_encrypted_and_their_end_is_announced(
 ):
     exporter = PrometheusExporter(ssl_context=context)
     await feed(exporter, export())
-    client = encrypted(connect(nursery, exporter), trusting)
+    client = encrypted(connect(nursery, server_of(exporter)), trusting)
     await client.send_all(request("/"))
     [(status, _, _)] = read_answers(await client.receive_some(), request())
     assert status == 200
@@ -74,7 +74,7 @@ async def test_answers_are_encrypted_and_their_end_is_announced(
 
 async def test_a_client_need_not_announce_that_it_closes(autojump_clock, context, trusting):
     async with trio.open_nursery() as nursery:
-        stream = connect(nursery, PrometheusExporter(ssl_context=context))
+        stream = connect(nursery, server_of(PrometheusExporter(ssl_context=context)))
         client = encrypted(stream, trusting)
         await client.send_all(request("/", "GET", "Connection: close"))
         assert (await all_from(client)).startswith(b"HTTP/1.1 200 ")
@@ -84,7 +84,9 @@ async def test_a_client_need_not_announce_that_it_closes(autojump_clock, context
 async def test_a_client_that_sends_too_much_can_read_that(
     autojump_clock, nursery, context, trusting
 ):
-    client = encrypted(connect(nursery, PrometheusExporter(ssl_context=context)), trusting)
+    client = encrypted(
+        connect(nursery, server_of(PrometheusExporter(ssl_context=context))), trusting
+    )
     await client.send_all(request("/", "GET", "Content-Length: 1000000"))
     await client.send_all(b"x" * 100_000)
     [(status, _, _)] = read_answers(await all_from(client), request())
@@ -96,7 +98,7 @@ async def test_a_handshake_has_to_come_in_time_and_to_be_one(
     autojump_clock, context, caplog, sent
 ):
     async with trio.open_nursery() as nursery:
-        client = connect(nursery, PrometheusExporter(ssl_context=context))
+        client = connect(nursery, server_of(PrometheusExporter(ssl_context=context)))
         await client.send_all(sent)
     assert trio.current_time() == (0 if b"GET" in sent else _connection._REQUEST_TIMEOUT)
     assert caplog.messages == []
@@ -106,11 +108,20 @@ async def test_a_client_that_does_not_read_the_last_answer_is_not_waited_for(
     autojump_clock, context, trusting
 ):
     async with trio.open_nursery() as nursery:
-        stream = connect(nursery, PrometheusExporter(ssl_context=context))
+        stream = connect(nursery, server_of(PrometheusExporter(ssl_context=context)))
         client = encrypted(stream, trusting)
         await client.send_all(request("/", "GET", "Connection: close"))
         await wait_all_tasks_blocked()
     assert trio.current_time() == _connection._LINGER_TIMEOUT
+
+
+async def test_encrypted_connections_are_limited_too(autojump_clock, nursery, context):
+    server = server_of(PrometheusExporter(ssl_context=context, max_connections=1))
+    first = connect(nursery, server)
+    await wait_all_tasks_blocked()
+    connect(nursery, server)
+    assert await all_from(first) == b""
+    assert trio.current_time() == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +134,9 @@ async def test_certificates_of_clients_can_be_demanded(
     CA.configure_trust(context)
     if authority is not None:
         authority.issue_cert("client").configure_cert(trusting)
-    client = encrypted(connect(nursery, PrometheusExporter(ssl_context=context)), trusting)
+    client = encrypted(
+        connect(nursery, server_of(PrometheusExporter(ssl_context=context))), trusting
+    )
     try:
         await client.send_all(request("/"))
         received = await client.receive_some()

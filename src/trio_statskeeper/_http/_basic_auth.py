@@ -25,8 +25,16 @@ _LOG2_N, _R, _P = 14, 8, 1
 _MAX_MEMORY = 2**26
 _MAX_P = 16
 
+# Bytes; shorter ones are not safe, and hardly a hash of another program.
+_MIN_SALT = 8
+_MIN_DIGEST = 16
+
 # How many wrong passwords are remembered. A scraper with an old one tries again and again.
 _MAX_REJECTED = 100
+
+# How many passwords that were not checked yet are remembered: some that were turned away in
+# the last minutes, so that they are checked when they come again.
+_MAX_ASKED = 5_000
 
 # The format of passlib and others: https://github.com/P-H-C/phc-string-format
 _HASH = re.compile(
@@ -39,6 +47,8 @@ def hash_password(password: str) -> str:
     """Return a salted hash of a password, for `PrometheusExporter(users=...)`.
 
     The hash is by scrypt, and says so: `$scrypt$ln=14,r=8,p=1$SALT$HASH`.
+
+    This blocks for some 50 milliseconds: hash passwords before the program runs, not in it.
 
     Args:
       password: any text.
@@ -63,14 +73,14 @@ def validate_users(users: Mapping[str, str] | None) -> Mapping[str, str] | None:
 
     Raises:
       TypeError: if `users` is not a mapping of strings to strings.
-      ValueError: if there is none, or a name or hash is not valid.
+      ValueError: if it is empty, or a name or hash is not valid.
     """
     if users is None:
         return None
     if not isinstance(users, Mapping):
         raise TypeError(f"users must be a mapping or None, got {type(users).__name__}")
     if not users:
-        raise ValueError("users must have a user, or be None for no authentication")
+        raise ValueError("users must not be empty; None disables authentication")
     validated = validate_items("user", users, _validate_hash)
     for name in validated:
         if ":" in name or not name.isprintable():
@@ -93,6 +103,10 @@ class _Scrypt:
     r: int
     p: int
     salt: bytes
+
+    @property
+    def cost(self) -> int:
+        return self.r * self.p << self.log2_n
 
     def digest(self, password: bytes, size: int) -> bytes:
         return hashlib.scrypt(
@@ -124,10 +138,13 @@ class _Hash:
         if match is None:
             raise ValueError("its password must be given as a hash by hash_password()")
         log2_n, r, p = map(int, match.groups()[:3])
-        if not (log2_n and r and 1 <= p <= _MAX_P and 128 * r << log2_n <= _MAX_MEMORY):
+        if not (
+            1 <= log2_n < 16 * r and 1 <= p <= _MAX_P and 128 * r << log2_n <= _MAX_MEMORY
+        ):
             raise ValueError(
-                f"scrypt must take at most 64 MiB (128 * r * 2**ln bytes), and p must be "
-                f"from 1 to {_MAX_P}, got ln={log2_n},r={r},p={p}"
+                f"scrypt must take at most 64 MiB (128 * r * 2**ln bytes), ln must be >= 1 "
+                f"and < 16 * r, and p must be from 1 to {_MAX_P}, "
+                f"got ln={log2_n},r={r},p={p}"
             )
         try:
             salt, digest = (
@@ -136,10 +153,16 @@ class _Hash:
             )
         except ValueError as error:
             raise ValueError(f"its hash is damaged: {error}") from None
+        if len(salt) < _MIN_SALT or len(digest) < _MIN_DIGEST:
+            raise ValueError(
+                f"its hash must have >= {_MIN_SALT} bytes of salt and >= {_MIN_DIGEST} "
+                f"bytes of digest, got {len(salt)} and {len(digest)}"
+            )
         return cls(_Scrypt(log2_n, r, p, salt), digest)
 
     def matches(self, password: bytes) -> bool:
         digest = self.scrypt.digest(password, len(self.digest))
+        # In constant time, although scrypt leaves an attacker nothing to learn from it.
         return hmac.compare_digest(digest, self.digest)
 
 
@@ -147,20 +170,36 @@ def _parse_users(users: Mapping[str, str]) -> dict[bytes, _Hash]:
     return {name.encode(): _Hash.parse(text) for name, text in users.items()}
 
 
+class TooManyChecks(Exception):
+    """So many passwords wait to be checked that one more is not."""
+
+
 @attrs.define(eq=False)
 class BasicAuth:
     """Decides by the Authorization header whether a request is allowed.
 
-    A password is checked in a thread, one at a time; what was found is remembered, as a
-    digest with a key of this process. An unknown user takes as long as a wrong password.
+    A password is checked in a thread, one at a time. The result is remembered, as a digest
+    with a key of this process. An unknown user takes as long as the costliest hash.
+
+    Someone who tries many passwords must not keep out a client that has the right one. Only
+    half of the checks that may wait are for new passwords. The others are for those that
+    were there before: a client repeats its own, but to repeat a wrong one is of no use.
+
+    Args:
+      users: names, and hashes of their passwords.
+      max_checks: how many requests wait for a check at a time, >= 2.
     """
 
     _users: Mapping[bytes, _Hash] = attrs.field(converter=_parse_users)
+    _max_checks: int
     _key: bytes = attrs.field(init=False, factory=partial(secrets.token_bytes, 32))
     # There is one password for each user.
     _accepted: set[bytes] = attrs.field(init=False, factory=set[bytes])
     # The oldest come first.
     _rejected: dict[bytes, None] = attrs.field(init=False, factory=dict[bytes, None])
+    # Digests that have no result yet; the oldest come first.
+    _asked: dict[bytes, None] = attrs.field(init=False, factory=dict[bytes, None])
+    _checks: int = attrs.field(init=False, default=0)
     _checking: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     # A check that was cancelled still runs.
     _limiter: trio.CapacityLimiter = attrs.field(
@@ -168,28 +207,48 @@ class BasicAuth:
     )
 
     async def allows(self, authorization: str) -> bool:
+        """Return whether the header has the name and the password of a user.
+
+        Raises:
+          TooManyChecks: if too many requests wait for a check.
+        """
         credentials = _credentials(authorization)
         if credentials is None:
             return False  # noqa: ASYNC910  # the answer has a checkpoint
         digest = hashlib.blake2b(credentials, key=self._key).digest()
         if digest not in self._accepted and digest not in self._rejected:
-            async with self._checking:
-                await self._check(credentials, digest)
+            self._begin_check(digest)
+            try:
+                async with self._checking:
+                    await self._check(credentials, digest)
+            finally:
+                self._checks -= 1
         return digest in self._accepted  # noqa: ASYNC910  # so here
+
+    def _begin_check(self, digest: bytes) -> None:
+        is_new = digest not in self._asked
+        if is_new:
+            if len(self._asked) >= _MAX_ASKED:
+                del self._asked[next(iter(self._asked))]
+            self._asked[digest] = None
+        if self._checks >= (self._max_checks // 2 if is_new else self._max_checks):
+            raise TooManyChecks
+        self._checks += 1
 
     async def _check(self, credentials: bytes, digest: bytes) -> None:
         if digest in self._accepted or digest in self._rejected:
             return  # noqa: ASYNC910  # another request was faster; getting the lock had one
         name, _, password = credentials.partition(b":")
         user = self._users.get(name)
-        someone = next(iter(self._users.values()))
+        costliest = max(self._users.values(), key=lambda hash_: hash_.scrypt.cost)
         matches = await trio.to_thread.run_sync(
-            (user or someone).matches,
+            (user or costliest).matches,
             password,
             thread_name="checking a password",
             abandon_on_cancel=True,
             limiter=self._limiter,
         )
+        self._asked.pop(digest, None)
         if matches and user is not None:
             self._accepted.add(digest)
             return

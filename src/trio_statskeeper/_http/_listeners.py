@@ -55,10 +55,14 @@ async def _open_listeners(
     addresses: Mapping[str, Sequence[str]], port: int
 ) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
+    open_addresses: set[str] = set()
     with ExitStack() as on_error:
         for host, addresses_of_host in addresses.items():
             opened = 0
             for address in addresses_of_host:
+                if address in open_addresses:  # it is another host's, too
+                    opened += 1
+                    continue
                 port_of_all = port or _port_of(listeners)
                 try:
                     [listener] = await trio.open_tcp_listeners(port_of_all, host=address)
@@ -69,6 +73,7 @@ async def _open_listeners(
                     raise _listening_error(host, port_of_all, error) from None
                 on_error.callback(listener.socket.close)
                 listeners.append(listener)
+                open_addresses.add(address)
                 opened += 1
         on_error.pop_all()
     return listeners  # noqa: ASYNC910  # there is an address

@@ -28,6 +28,8 @@ def validate_port(_: object, attribute: attrs.Attribute[Any], port: object) -> N
 
 def validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
     if isinstance(host, str):
+        if not host:
+            raise ValueError("host must not be empty, got ''")
         return host
     error = TypeError(f"host must be a string, or a sequence of strings, got {quote(host)}")
     if not isinstance(host, Sequence):
@@ -35,8 +37,10 @@ def validate_host(host: str | Sequence[str]) -> str | tuple[str, ...]:
     for each in host:
         if not isinstance(each, str):
             raise error
-    if not host:
-        raise ValueError("host must be a string, or a sequence of strings, got none")
+    if not host or "" in host:
+        raise ValueError(
+            f"host must not be empty, or have an empty item, got {quote(host)}"
+        )
     return tuple(host)
 
 

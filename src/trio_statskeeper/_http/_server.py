@@ -16,14 +16,18 @@ from trio_statskeeper._log import logger
 from trio_statskeeper._nursery import open_flat_nursery
 from trio_statskeeper._pacing import Step
 
-from ._basic_auth import BasicAuth
+from ._basic_auth import BasicAuth, TooManyChecks
 from ._body import Blocks, compressed, joined
 from ._connection import CLOSE, Connection, ConnectionLost, Header, Refused, Request
 from ._negotiation import prefers_gzip
 
-# Bytes of an answer that are sent at once: some tenths of a millisecond. Each takes a turn
-# of the scheduler, which are rare in a busy loop.
+# Bytes of an answer that are sent at once, in some tenths of a millisecond. Each piece
+# takes a turn of the scheduler, and a busy loop has few.
 _PIECE_SIZE = 2**18
+
+# Unsent bytes at which the system takes no more. Below half of them, it takes the next
+# piece.
+_MAX_UNSENT = 2 * _PIECE_SIZE
 
 # Seconds that an answer may take.
 _ANSWER_TIMEOUT = 300.0
@@ -31,7 +35,8 @@ _ANSWER_TIMEOUT = 300.0
 # Seconds that answers in progress may take when the server ends.
 _SHUTDOWN_TIMEOUT = 2.0
 
-# How many connections beyond the limit are told so at a time, and in how many seconds.
+# How many connections beyond the limit get a 503 at a time, and the seconds they have for
+# their request.
 _MAX_REFUSED = 8
 _REFUSAL_TIMEOUT = 1.0
 
@@ -58,12 +63,12 @@ class Server:
     """A run of the server.
 
     Args:
-      resources: what there is, by path.
-      hint: where the most important resource is, for those who ask for another.
+      resources: what is served, by path.
+      hint: where the most important resource is, for clients that request another path.
       max_connections: how many connections are served at a time.
       max_answers: how many resources are sent at a time.
       ssl_context: for TLS.
-      basic_auth: who may ask; None: anyone.
+      users: who is served: names, and hashes of passwords. None: everyone.
     """
 
     _resources: Mapping[str, Resource]
@@ -71,19 +76,30 @@ class Server:
     _max_connections: int
     _max_answers: int
     _ssl_context: ssl.SSLContext | None = None
-    _basic_auth: BasicAuth | None = None
+    _users: Mapping[str, str] | None = None
 
+    _basic_auth: BasicAuth | None = attrs.field(
+        init=False,
+        default=attrs.Factory(
+            lambda self: (
+                self._users and BasicAuth(self._users, max(self._max_connections // 4, 2))
+            ),
+            takes_self=True,
+        ),
+    )
     _answers: int = attrs.field(init=False, default=0)
     _refused: int = attrs.field(init=False, default=0)
-    # Connections, by their scopes: those without a request that is allowed, of which the
-    # first has waited longest, and those that are being answered.
+    # Connections, by their scopes. Those without a request that is allowed, of which the
+    # first has waited longest, can be closed for others. Those whose password is being
+    # checked, and those that are being answered, can't.
     _waiting: dict[trio.CancelScope, None] = attrs.field(
         init=False, factory=dict[trio.CancelScope, None]
     )
+    _checking: int = attrs.field(init=False, default=0)
     _answering: set[trio.CancelScope] = attrs.field(
         init=False, factory=set[trio.CancelScope]
     )
-    _answered: trio.lowlevel.ParkingLot = attrs.field(
+    _answer_ended: trio.lowlevel.ParkingLot = attrs.field(
         init=False, factory=trio.lowlevel.ParkingLot
     )
 
@@ -121,7 +137,7 @@ class Server:
     async def _wait_until_all_are_answered(self) -> None:
         await trio.lowlevel.checkpoint()
         while self._answering:
-            await self._answered.park()
+            await self._answer_ended.park()
 
     @trio.lowlevel.enable_ki_protection
     async def serve_stream(  # noqa: ASYNC910  # losing a connection takes a checkpoint
@@ -129,10 +145,11 @@ class Server:
     ) -> None:
         """Answer the requests of one connection. No failure of it ends the server."""
         if isinstance(stream, trio.SocketStream):
-            # Trio lets the system hold only 16 KiB that are not sent yet. To refill them
-            # would take many turns of the scheduler.
+            # Trio's limit is 16 KiB: each piece would take many turns of the scheduler.
+            # Without a limit, the system takes megabytes at once, and then nothing for so
+            # long that a slow client seems not to read.
             with suppress(OSError, AttributeError):  # some systems have no such option
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT)
         if self._ssl_context is None:
             connection = Connection(stream)
         else:
@@ -156,9 +173,10 @@ class Server:
         """Return whether there is room for one more connection.
 
         If there is none, the connection that has waited longest for a request is closed, so
-        that those who only open connections keep nobody out.
+        that idle connections keep no client out.
         """
-        if len(self._waiting) + len(self._answering) < self._max_connections:
+        connections = len(self._waiting) + self._checking + len(self._answering)
+        if connections < self._max_connections:
             return True
         for longest in self._waiting:
             del self._waiting[longest]
@@ -178,8 +196,7 @@ class Server:
                 if not connection.can_begin_answer:
                     return
                 await connection.send_text(500, "Internal error: see the log\n")
-            self._waiting.pop(scope, None)
-            self._waiting[scope] = None  # the one that has waited for the shortest time
+            self._waiting[scope] = None
 
     async def _refuse(self, connection: Connection, scope: trio.CancelScope) -> None:
         """Answer a connection beyond the limit, unless there are too many of these, too."""
@@ -197,17 +214,20 @@ class Server:
     async def _handle(
         self, connection: Connection, request: Request, scope: trio.CancelScope
     ) -> None:
-        if self._basic_auth is not None and not await self._basic_auth.allows(
-            request.header(b"authorization")
-        ):
+        # The connection may have been closed to make room.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            allowed = await self._allows(request, scope)
+        except TooManyChecks:
+            await _send_busy(connection)
+            return
+        if not allowed:
             challenge = (
                 b"WWW-Authenticate",
                 b'Basic realm="metrics", charset="UTF-8"',
             )
             await connection.send_text(401, "Unauthorized\n", challenge)
             return
-        # The connection may have been closed to make room.
-        await trio.lowlevel.checkpoint_if_cancelled()
         del self._waiting[scope]
         self._answering.add(scope)
         try:
@@ -215,9 +235,22 @@ class Server:
                 await self._answer(connection, request)
         finally:
             self._answering.discard(scope)
-            self._answered.unpark_all()
+            self._answer_ended.unpark_all()
         if answering.cancelled_caught:
             raise ConnectionLost
+
+    async def _allows(  # noqa: ASYNC910  # the answer has a checkpoint
+        self, request: Request, scope: trio.CancelScope
+    ) -> bool:
+        if self._basic_auth is None:
+            return True  # noqa: ASYNC910
+        del self._waiting[scope]
+        self._checking += 1
+        try:
+            return await self._basic_auth.allows(request.header(b"authorization"))
+        finally:
+            self._checking -= 1
+            self._waiting[scope] = None
 
     async def _answer(self, connection: Connection, request: Request) -> None:
         path = request.path

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from trio_statskeeper._arguments import integer
 from trio_statskeeper._classic_buckets import validate_buckets_per_power
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._http._basic_auth import BasicAuth, validate_users
+from trio_statskeeper._http._basic_auth import validate_users
 from trio_statskeeper._http._connection import Request
 from trio_statskeeper._http._listening import (
     Listening,
@@ -84,12 +84,12 @@ class PrometheusExporter(Collector):
         their own.
       ssl_context: serve by TLS, `https://`, with this context. With its `verify_mode` and
         certificate authorities, it can demand certificates of the clients.
-      users: who may ask for anything, by Basic authentication: names, and hashes of their
-        passwords by `hash_password`. None: anyone.
+      users: who is served, by Basic authentication: names, and hashes of their passwords
+        by `hash_password`. None: everyone.
       status: a page that is served, too, at `/status`. It must be among the outputs itself.
-      max_connections: how many connections are served at a time. For a further one, that
-        which has waited longest for a request is closed; if all are being answered, the
-        further one gets a 503.
+      max_connections: how many connections are served at a time. To make room for another,
+        the one that has waited longest for a request is closed. If all are being answered,
+        the new one gets a 503.
       max_scrapes: how many scrapes and pages are answered at a time. Further requests get
         a 503.
 
@@ -200,14 +200,13 @@ class PrometheusExporter(Collector):
         if self.status is not None:
             resources |= resources_of(self.status)
             hint += ", the status is at /status"
-        basic_auth = None if self.users is None else BasicAuth(self.users)
         return Server(
             resources,
             hint,
             self.max_connections,
             self.max_scrapes,
             self.ssl_context,
-            basic_auth,
+            self.users,
         )
 
     @trio.lowlevel.enable_ki_protection

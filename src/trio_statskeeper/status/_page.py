@@ -13,7 +13,7 @@ import trio
 
 from trio_statskeeper._arguments import integer, quote
 from trio_statskeeper._event_metrics import EventMetrics
-from trio_statskeeper._http._basic_auth import BasicAuth, validate_users
+from trio_statskeeper._http._basic_auth import validate_users
 from trio_statskeeper._http._body import Blocks
 from trio_statskeeper._http._connection import Request
 from trio_statskeeper._http._listening import (
@@ -150,7 +150,7 @@ class StatusPage:
             _MAX_CONNECTIONS,
             _MAX_ANSWERS,
             self.ssl_context,
-            None if self.users is None else BasicAuth(self.users),
+            self.users,
         )
         await self._listening.run(server, self._take, exports, task_status)
 

@@ -371,7 +371,7 @@ REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic bmFtZTp4\r\n\r\n"
 )
 # Of "x", by little work.
-USERS = {"name": "$scrypt$ln=1,r=1,p=1$c2FsdA$Pq6nPP9sSt3hth3FmeUp"}
+USERS = {"name": "$scrypt$ln=1,r=1,p=1$c2FsdHNhbHQ$/ThUYnSuTXdlI3tIwV7lwQ"}
 
 
 @attrs.define(eq=False)

@@ -20,6 +20,7 @@ from trio_statskeeper import Endpoint, EventMetrics, Output, Prober, StatsKeeper
 from trio_statskeeper.lines import write_lines
 from trio_statskeeper.otlp import OTLPExporter
 from trio_statskeeper.prometheus import PrometheusExporter
+from trio_statskeeper.status import StatusPage
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -63,6 +64,13 @@ class Parser(OneLineParser):
             type=port,
             metavar="PORT",
             help="also serve http://127.0.0.1:PORT/metrics (0: any free port)",
+        )
+        self.add_argument(
+            "--status",
+            type=port,
+            default=0,
+            metavar="PORT",
+            help="serve http://127.0.0.1:PORT/status (default: 0, any free port)",
         )
         self.add_argument(
             "--otlp",
@@ -124,14 +132,21 @@ async def open_outputs(
     """
     outputs = [show or partial(write_lines, json=args.json)]
     prometheus = PrometheusExporter(port=args.prometheus or 0, statistics_of=statistics_of)
+    page = StatusPage(port=args.status)
+    if not args.once:
+        outputs.append(page.run)
     if args.prometheus is not None:
         outputs.append(prometheus.run)
     if args.otlp is not None:
         outputs.append(OTLPExporter(args.otlp, statistics_of=statistics_of).run)
     async with trio_statskeeper.open_outputs(*outputs) as exports:
-        if prometheus.address is not None:
-            host, number = prometheus.address
-            print(f"Metrics are at http://{host}:{number}/metrics.", file=sys.stderr)
+        for what, path, address in (
+            ("Metrics are", "metrics", prometheus.address),
+            ("The status page is", "status", page.address),
+        ):
+            if address is not None:
+                host, number = address
+                print(f"{what} at http://{host}:{number}/{path}.", file=sys.stderr)
         if not args.once:
             print(
                 f"Probing every {args.interval:g} s, exporting every "

@@ -81,8 +81,8 @@ def exponentials(draw, factors=_ONE):
         first = getattr(distribution, f"{name}_offset")
         indexes = (first, first + len(counts) - 1) if counts else ()
         starts += [sign * factor * bucket_start(index, scale) for index in indexes]
-    if max(map(abs, starts)) > LARGEST:
-        return distribution
+    if any(start and not 1e-300 < abs(start) <= LARGEST for start in starts):
+        return distribution  # rounded, a start may be far from its bucket
     return attrs.evolve(distribution, min=min(starts), max=max(starts))
 
 

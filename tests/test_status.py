@@ -415,7 +415,7 @@ async def test_memory_is_bounded(autojump_clock):
         after = await passes(50, 100)
     finally:
         tracemalloc.stop()
-    assert after < before * 1.1
+    assert after < before * 1.5
 
 
 def test_a_new_run_of_trio_begins_again():

@@ -137,10 +137,9 @@ class ExponentialHistogram:
                 and packed >> layout.shifts[place] & layout.mask < layout.mask
             ):
                 row[at] = total
-                if value < row[at + 1]:
-                    row[at + 1] = float(value)
-                if value > row[at + 2]:
-                    row[at + 2] = float(value)
+                if not row[at + 1] <= value <= row[at + 2]:
+                    row[at + 1] = min(row[at + 1], float(value))
+                    row[at + 2] = max(row[at + 2], float(value))
                 row[at + 4] = packed + layout.units[place]
                 return
         if type(value) is ExponentialDistribution:

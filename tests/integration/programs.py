@@ -48,7 +48,8 @@ def run(program: str, *args: str, **env: str) -> tuple[int, str, str]:
 
 def assert_harmless(errors: str) -> None:
     """Check that standard error has the progress and failing targets, nothing else."""
-    progress, *rest = errors.splitlines()
+    page, progress, *rest = errors.splitlines()
+    assert re.fullmatch(r"The status page is at http://127\.0\.0\.1:\d+/status\.", page)
     assert re.fullmatch(
         r"Probing every .* s, exporting every .* s\. Press Ctrl-C to stop\.", progress
     )

@@ -129,7 +129,8 @@ def test_a_failure_that_is_logged_later_leaves_the_table_intact():
             server.close()
             terminal.read_until(rf"(?m)^{url}: probe failed: \w+Error")
             assert terminal.press_ctrl_c() == 0
-    progress, *log, header, row = terminal.text.splitlines()
+    page, progress, *log, header, row = terminal.text.splitlines()
+    assert page.startswith("The status page is at http://127.0.0.1:")
     assert progress.startswith("Probing every 0.1 s")
     assert log[0].startswith(f"{url}: probe failed: ")
     assert re.fullmatch(HEADER, header)

@@ -90,14 +90,20 @@ class Request:
             raise Refused(400, str(error)) from None
 
 
+def _parser_of(received: bytes = b"") -> h11.Connection:
+    """Return a parser of the next request, of which this has been received."""
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+    if received:  # as opposed to the end of the connection
+        parser.receive_data(received)
+    return parser
+
+
 @attrs.define(eq=False)
 class Connection:
     """The connection of a client."""
 
     _stream: Stream
-    _http: h11.Connection = attrs.field(
-        init=False, factory=lambda: _parser_of(b"", is_closed=False)
-    )
+    _http: h11.Connection = attrs.field(init=False, factory=_parser_of)
     # The head of an answer waits for the beginning of its body.
     _unsent: bytearray = attrs.field(init=False, factory=bytearray)
     _is_head: bool = attrs.field(init=False, default=False)
@@ -124,8 +130,8 @@ class Connection:
             return None
         timeout = _REQUEST_TIMEOUT
         if self._http.our_state is h11.DONE:
-            rest, is_closed = self._http.trailing_data
-            self._http = _parser_of(rest.lstrip(_LINE_ENDS), is_closed=is_closed)
+            rest, _ = self._http.trailing_data
+            self._http = _parser_of(rest.lstrip(_LINE_ENDS))
             self._is_head = False
             if not rest:
                 timeout = _IDLE_TIMEOUT
@@ -242,16 +248,6 @@ class Connection:
             await stream.send_eof()
             while await stream.receive_some():
                 pass
-
-
-def _parser_of(received: bytes, *, is_closed: bool) -> h11.Connection:
-    """Return a parser of the next request, of which this has been received."""
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
-    if received:
-        parser.receive_data(received)
-    if is_closed:
-        parser.receive_data(b"")
-    return parser
 
 
 def _has_too_many_lines(head: bytes) -> bool:

@@ -73,17 +73,28 @@ def find_victoria_metrics() -> Path:
     return folder / "usr/bin/victoria-metrics"
 
 
-def find_chromium() -> tuple[str, str]:
-    """Return the programs chromium and chromedriver."""
-    for program, package in ("chromium", "chromium"), ("chromedriver", "chromium-driver"):
-        if not shutil.which(program) and "CI" in os.environ:
-            # Too many packages to unpack, so this needs root.
-            run("apt-get", "update")
-            must_run("apt-get", "install", "--yes", "--no-install-recommends", package)
+class Chromium(NamedTuple):
+    browser: Path
+    driver: Path
+    env: dict[str, str]  # for both
+
+
+def find_chromium() -> Chromium:
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        missing("no chromium here: apt-get install chromium chromium-driver")
-    return browser, driver
+    if browser and driver:
+        return Chromium(Path(browser), Path(driver), {})
+    folder = CACHE / "chromium"
+    packages = "chromium", "chromium-driver"
+    unpack_them = partial(unpack_with_dependencies, packages)
+    ensure(folder, unpack_them, by_hand=f"apt-get install {' '.join(packages)}")
+    libraries = {str(library.parent) for library in folder.rglob("lib*.so*")}
+    env = {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
+    if (folder / "etc/fonts").exists():
+        env["FONTCONFIG_PATH"] = str(folder / "etc/fonts")
+    # /usr/bin/chromium is a script that needs to be installed.
+    return Chromium(
+        folder / "usr/lib/chromium/chromium", folder / "usr/bin/chromedriver", env
+    )
 
 
 def find_axe() -> str:
@@ -143,6 +154,23 @@ def unpack(package: str, folder: Path, release: str | None = None) -> None:
             must_run(*download, *own, cwd=downloads)
         [archive] = Path(downloads).glob(f"{package}_*.deb")
         must_run("dpkg", "-x", archive, folder)
+
+
+def unpack_with_dependencies(packages: Iterable[str], folder: Path) -> None:
+    """Unpack packages of Debian's with all that they need and that is not installed."""
+    with TemporaryDirectory() as downloads:
+        own = ("-o", f"Dir::State={downloads}", "-o", f"Dir::Cache={downloads}")
+        own += ("-o", "Dir::State::Status=/var/lib/dpkg/status")
+        own += ("-o", "APT::Sandbox::User=root")
+        run("apt-get", *own, "update", cwd=downloads)
+        install = ("install", "--simulate", "--no-install-recommends", *packages)
+        plan = subprocess.run(
+            ("apt-get", *own, *install), capture_output=True, text=True, check=False
+        )
+        needed = re.findall(r"^Inst (\S+)", plan.stdout, re.MULTILINE)
+        must_run("apt-get", *own, "download", *needed, cwd=downloads)
+        for archive in Path(downloads).glob("*.deb"):
+            must_run("dpkg", "-x", archive, folder)
 
 
 def debian_mirror() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import asynccontextmanager
 
 import pytest
@@ -33,14 +34,15 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def browser():
-    program, driver = real_servers.find_chromium()
+    chromium = real_servers.find_chromium()
     options = webdriver.ChromeOptions()
-    options.binary_location = program
+    options.binary_location = str(chromium.browser)
     options.add_argument("--headless=new")
     options.add_argument("--no-sandbox")  # root can't have one
     options.add_argument("--disable-dev-shm-usage")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver)
+    env = {**os.environ, **chromium.env}
+    service = webdriver.ChromeService(str(chromium.driver), env=env)
     with webdriver.Chrome(options, service) as browser:
         yield browser
 

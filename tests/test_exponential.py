@@ -493,7 +493,8 @@ def test_without_a_factor_each_bucket_is_the_nearest():
 
 @given(exponentials(factors), st.floats(0, 1))
 def test_without_a_factor_quantiles_change_by_half_a_bucket(distribution, q):
-    assume(distribution.count)
+    # Buckets may be merged, and a count may be too large then.
+    assume(0 < distribution.count < 2**64)
     estimate = attrs.evolve(distribution, min=None, max=None).quantile(q)
     converted = attrs.evolve(without_factor(distribution), min=None, max=None).quantile(q)
     assume(1e-290 < abs(estimate) < 1e290)

@@ -64,8 +64,6 @@ class Range:
 
     def coarsen(self, halvings: int) -> None:
         """Merge buckets, as at a scale that is lower by `halvings`."""
-        if halvings == 0:
-            return
         merged = 1 << halvings
         start = -(self.offset % merged)
         self.counts = [

@@ -19,7 +19,7 @@ from trio_statskeeper._retired import Retired
 from trio_statskeeper._segments import SegmentedDict
 from trio_statskeeper._values import Map
 
-from ._cut import Cut, Keeper, Target
+from ._cut import Keeper, Target
 from ._exposition import Exposition, Part
 from ._samples import classic, created_samples, samples
 
@@ -189,13 +189,7 @@ class Page:
         try:
             for keeper in [*self.keepers.values()]:
                 keeper.update_cut(now)
-                for part in self._parts(keeper.cut, exposition, names, now):
-                    if part is not None:
-                        parts[part] = None
-                    yield ()
-                for some in self._columns(keeper, exposition):
-                    if some is not None:
-                        columns.append(some)
+                for _ in self._show(keeper, exposition, names, parts, columns):
                     self._retired.free_some()
                     yield ()
             for part in _newest_of_each_name(parts):
@@ -209,21 +203,25 @@ class Page:
             for some in columns:
                 self._retired.add(some.values())
 
-    def _parts(
-        self, cut: Cut, exposition: Exposition, names: AbstractSet[str], now: float
-    ) -> Iterator[Part | None]:
-        """Yield the parts of a cut that are asked for, and None in between."""
-        for family in cut.families:
-            if family.used_until > now and (not names or names & family.sample_names):
-                yield from exposition.parts(family)
-            yield None
-
-    def _columns(
-        self, keeper: Keeper, exposition: Exposition
-    ) -> Iterator[dict[Part, list[bytes]] | None]:
-        cut = keeper.cut
+    def _show(
+        self,
+        keeper: Keeper,
+        exposition: Exposition,
+        names: AbstractSet[str],
+        parts: dict[Part, None],
+        columns: list[dict[Part, list[bytes]]],
+    ) -> Iterator[None]:
+        """Add parts and columns of a keeper's cut, in the short steps of an iterator."""
+        cut, now = keeper.cut, self._now
         try:
-            yield from cut.columns(exposition)
+            for family in cut.families:
+                if family.used_until > now and (not names or names & family.sample_names):
+                    parts.update(dict.fromkeys(exposition.parts(family)))
+                yield
+            for some in cut.columns(exposition):
+                if some is not None:
+                    columns.append(some)
+                yield
         finally:
             if cut is not keeper.cut:  # so nobody else shows it
                 self._retired.add(segment.values() for segment in cut.segments)

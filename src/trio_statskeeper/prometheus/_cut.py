@@ -68,7 +68,9 @@ class Cut:
     """All families that its targets have."""
     segments: Iterable[Mapping[Series, Target]] = ()
 
-    def columns(self, exposition: Exposition) -> Iterator[dict[Part, list[bytes]] | None]:
+    def columns(
+        self, exposition: Exposition
+    ) -> Iterator[dict[Part, tuple[bytes, ...]] | None]:
         """Yield the blocks of some targets after others, by part; and None in between.
 
         What was last rendered in another format is rendered again.
@@ -87,13 +89,14 @@ class Cut:
 
 def _transposed(
     by_families: Mapping[tuple[Family, ...], list[Sequence[bytes]]], exposition: Exposition
-) -> dict[Part, list[bytes]]:
-    # A third of the time of looking up the block of each target and part.
-    columns: dict[Part, list[bytes]] = {}
+) -> dict[Part, tuple[bytes, ...]]:
+    # A third of the time of looking up the block of each target and part. Tuples of bytes,
+    # unlike lists, are of no concern to the garbage collector.
+    columns: dict[Part, tuple[bytes, ...]] = {}
     for families, blocks in by_families.items():
         parts = (part for family in families for part in exposition.parts(family))
         for part, column in zip(parts, zip(*blocks, strict=True), strict=True):
-            columns.setdefault(part, []).extend(column)
+            columns[part] = columns.get(part, ()) + column
     return columns
 
 

@@ -47,7 +47,9 @@ class Exposition(Protocol):
         """
         ...
 
-    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+    def join(
+        self, part: Part, columns: deque[tuple[bytes, ...]]
+    ) -> Iterator[Sequence[bytes]]:
         """Yield the blocks of all targets with what precedes them, in short steps.
 
         Args:

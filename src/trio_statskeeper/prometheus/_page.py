@@ -184,8 +184,8 @@ class Page:
         self._exposition = exposition
         now = self._now
         parts: dict[Part, None] = {}
-        columns: list[dict[Part, list[bytes]]] = []
-        of_part = deque[list[bytes]]()
+        columns: list[dict[Part, tuple[bytes, ...]]] = []
+        of_part = deque[tuple[bytes, ...]]()
         try:
             for keeper in [*self.keepers.values()]:
                 keeper.update_cut(now)
@@ -193,7 +193,7 @@ class Page:
                     self._retired.free_some()
                     yield ()
             for part in _newest_of_each_name(parts):
-                of_part = deque(some.pop(part, []) for some in columns)
+                of_part = deque(some.pop(part, ()) for some in columns)
                 for blocks in exposition.join(part, of_part):
                     self._retired.free_some()
                     yield blocks
@@ -209,7 +209,7 @@ class Page:
         exposition: Exposition,
         names: AbstractSet[str],
         parts: dict[Part, None],
-        columns: list[dict[Part, list[bytes]]],
+        columns: list[dict[Part, tuple[bytes, ...]]],
     ) -> Iterator[None]:
         """Add parts and columns of a keeper's cut, in the short steps of an iterator."""
         cut, now = keeper.cut, self._now

@@ -78,7 +78,9 @@ class ProtobufFormat:
             for family, value in metrics
         ]
 
-    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+    def join(
+        self, part: Part, columns: deque[tuple[bytes, ...]]
+    ) -> Iterator[Sequence[bytes]]:
         family, _ = part
         suffix, kind = SUFFIX_AND_TYPE[family.kind]
         name = family.name + suffix

@@ -56,7 +56,9 @@ class TextFormat:
                 blocks.append(_lines(family, pairs, created))
         return blocks
 
-    def join(self, part: Part, columns: deque[list[bytes]]) -> Iterator[Sequence[bytes]]:
+    def join(
+        self, part: Part, columns: deque[tuple[bytes, ...]]
+    ) -> Iterator[Sequence[bytes]]:
         heading = _heading(*part)
         while columns:
             column = columns.popleft()

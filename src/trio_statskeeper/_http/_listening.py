@@ -61,7 +61,7 @@ def validate_ssl_context(
 
 @attrs.define(eq=False)
 class Listening:
-    """Where an output with a port listens."""
+    """Where an output listens, if it has a port."""
 
     _host: str | Sequence[str]
     _port: int | None
@@ -72,17 +72,21 @@ class Listening:
     @trio.lowlevel.enable_ki_protection
     async def run(
         self,
-        server: Server,
+        make_server: Callable[[], Server],
         take: Callable[[trio.MemoryReceiveChannel[EventMetrics]], Awaitable[None]],
         exports: trio.MemoryReceiveChannel[EventMetrics],
         task_status: trio.TaskStatus[tuple[str, int] | None],
     ) -> None:
-        """Serve until all exports are taken.
+        """Take all exports; with a port, serve meanwhile.
 
         Raises:
           OSError: if it can't listen on the port.
           trio.BusyResourceError: if it is already listening; `exports` is not closed then.
         """
+        if self._port is None:
+            task_status.started(None)
+            await take(exports)
+            return
         if self._busy:
             raise trio.BusyResourceError(
                 "this output is already running; let keepers share its channel by clones"
@@ -91,10 +95,10 @@ class Listening:
         try:
             with exports:
                 hosts = [self._host] if isinstance(self._host, str) else self._host
-                listeners = await listen(hosts, self._port or 0)
+                listeners = await listen(hosts, self._port)
                 self.address = listeners[0].socket.getsockname()[:2]
                 task_status.started(self.address)
-                await server.serve_while(listeners, partial(take, exports))
+                await make_server().serve_while(listeners, partial(take, exports))
         finally:
             self._busy = False
             self.address = None

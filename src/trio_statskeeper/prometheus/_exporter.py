@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import final
 
@@ -28,6 +27,7 @@ from trio_statskeeper._http._negotiation import prefers_protobuf
 from trio_statskeeper._http._server import Answer, Resource, Server
 from trio_statskeeper._keeper import StatsKeeper
 from trio_statskeeper._pacing import Step
+from trio_statskeeper._receiving import process_all
 from trio_statskeeper._self_metrics import (
     HELP,
     PREFIX,
@@ -169,7 +169,7 @@ class PrometheusExporter(Collector):
         return self._listening.address
 
     @trio.lowlevel.enable_ki_protection
-    async def run(
+    async def run(  # noqa: ASYNC128  # it passes `started` on
         self,
         exports: trio.MemoryReceiveChannel[EventMetrics],
         *,
@@ -188,11 +188,7 @@ class PrometheusExporter(Collector):
           OSError: if it can't listen on the port.
           trio.BusyResourceError: if it is already listening; `exports` is not closed then.
         """
-        if self.port is None:
-            task_status.started(None)
-            await self._take(exports)
-        else:
-            await self._listening.run(self._server(), self._take, exports, task_status)
+        await self._listening.run(self._server, self._take, exports, task_status)
 
     def _server(self) -> Server:
         resources: dict[str, Resource] = {"/metrics": self._scrape}
@@ -211,23 +207,7 @@ class PrometheusExporter(Collector):
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-        page = self._page
-        page.use(trio.lowlevel.current_clock())
-        with exports, suppress(trio.EndOfChannel):
-            while True:
-                if page.waiting:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    page.put(await exports.receive())
-                step = Step()
-                with suppress(trio.WouldBlock, trio.EndOfChannel):
-                    while not step.is_half_over:
-                        page.put(exports.receive_nowait())
-                while page.waiting:
-                    page.render_first()
-                    if step.is_over:
-                        break
-        await trio.lowlevel.checkpoint()
+        await process_all(exports, self._page, self._page.render_first)
 
     async def _scrape(self, step: Step, request: Request) -> Answer:
         """Return a scrape, in the format that is asked for."""

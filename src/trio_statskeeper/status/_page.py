@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import final
 
 import attrs
@@ -24,6 +23,7 @@ from trio_statskeeper._http._listening import (
 )
 from trio_statskeeper._http._server import Answer, Resource, Server
 from trio_statskeeper._pacing import Step
+from trio_statskeeper._receiving import process_all
 
 from ._board import Board, Cut
 from ._detail import detail, missing
@@ -121,7 +121,7 @@ class StatusPage:
         return self._listening.address
 
     @trio.lowlevel.enable_ki_protection
-    async def run(
+    async def run(  # noqa: ASYNC128  # it passes `started` on
         self,
         exports: trio.MemoryReceiveChannel[EventMetrics],
         *,
@@ -140,11 +140,10 @@ class StatusPage:
           OSError: if it can't listen on the port.
           trio.BusyResourceError: if it is already listening; `exports` is not closed then.
         """
-        if self.port is None:
-            task_status.started(None)
-            await self._take(exports)
-            return
-        server = Server(
+        await self._listening.run(self._server, self._take, exports, task_status)
+
+    def _server(self) -> Server:
+        return Server(
             resources_of(self),
             f"the status is at {PATH}",
             _MAX_CONNECTIONS,
@@ -152,27 +151,10 @@ class StatusPage:
             self.ssl_context,
             self.users,
         )
-        await self._listening.run(server, self._take, exports, task_status)
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self, exports: trio.MemoryReceiveChannel[EventMetrics]) -> None:
-        board = self._board
-        board.use(trio.lowlevel.current_clock())
-        with exports, suppress(trio.EndOfChannel):
-            while True:
-                if board.waiting:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    board.put(await exports.receive())
-                step = Step()
-                with suppress(trio.WouldBlock, trio.EndOfChannel):
-                    while not step.is_half_over:
-                        board.put(exports.receive_nowait())
-                while board.waiting:
-                    board.add_first()
-                    if step.is_over:
-                        break
-        await trio.lowlevel.checkpoint()
+        await process_all(exports, self._board, self._board.add_first)
 
     async def answer(  # noqa: ASYNC910  # short work has no checkpoint
         self, step: Step, request: Request

@@ -46,6 +46,9 @@ class SegmentedDict(Generic[V]):
     # Replaced at each snapshot: segments of earlier owners may be part of a snapshot.
     _owner: object = attrs.field(init=False, factory=object)
     _len: int = attrs.field(init=False, default=0)
+    # The rest of a segment for `next_items`, and the number of the next one.
+    _cycle: Iterator[tuple[Series, V]] = attrs.field(init=False, default=iter(()))
+    _cycled: int = attrs.field(init=False, default=0)
     # Segments of snapshots that were replaced by copies.
     _replaced: list[Collection[V]] = attrs.field(init=False, factory=list[Collection[V]])
 
@@ -85,14 +88,22 @@ class SegmentedDict(Generic[V]):
         replaced, self._replaced = self._replaced, []
         return replaced
 
-    def values(self) -> list[V]:
-        """Return all values; from any thread."""
-        segments = self._segments
-        return [value for _, _, segment in segments for value in [*segment.values()]]
-
     def items(self) -> Iterator[list[tuple[Series, V]]]:
         """Yield the items of each segment, some of them as they were at the first step."""
         return ([*segment.items()] for _, _, segment in self._segments)
+
+    def next_items(self, count: int) -> Iterator[tuple[Series, V]]:
+        """Yield at most `count` items, further ones at each call, in a cycle.
+
+        Some may have been replaced or removed since.
+        """
+        for _ in range(count):
+            item = next(self._cycle, None)
+            if item is None:
+                self._cycle = iter(self.segment(self._cycled))
+                self._cycled += 1
+            else:
+                yield item
 
     def segment(self, number: int) -> list[tuple[Series, V]]:
         """Return the items of a segment; numbers wrap around after the last."""

@@ -56,9 +56,6 @@ class Page:
         init=False, factory=OrderedDict[Series, tuple[EventMetrics, float]]
     )
     _retired: Retired = attrs.field(init=False, factory=Retired)
-    # The rest of a segment whose targets are being checked for staleness.
-    _unchecked: Iterator[tuple[Series, Target]] = attrs.field(init=False, default=iter(()))
-    _segment: int = attrs.field(init=False, default=0)
 
     def use(self, clock: trio.abc.Clock) -> None:
         """Use `clock`; what arrived by another clock is dropped."""
@@ -126,13 +123,8 @@ class Page:
 
     def _drop_stale_amortized(self, now: float) -> None:
         """Check two targets for each one that is rendered, in a cycle."""
-        for _ in range(2):
-            unchecked = next(self._unchecked, None)
-            if unchecked is None:
-                self._unchecked = iter(self._targets.segment(self._segment))
-                self._segment += 1
-            else:
-                self._drop_if_stale(*unchecked, now)
+        for series, target in self._targets.next_items(2):
+            self._drop_if_stale(series, target, now)
 
     async def drop_stale(self, step: Step) -> None:  # noqa: ASYNC910  # short work has no checkpoint
         """Drop all stale targets, and forget keepers that are gone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 import trio
@@ -85,11 +85,6 @@ class Keeper:
     )
     # How many targets of its newest pass there was no room for.
     _not_kept: int = attrs.field(init=False, default=0)
-    # The rest of a segment of targets, which may be dropped.
-    _unchecked: Iterator[tuple[Series, TargetState]] = attrs.field(
-        init=False, default=iter(())
-    )
-    _segment: int = attrs.field(init=False, default=0)
     # When the first export arrived that the cut lacks.
     _cut_lacks: float = attrs.field(init=False, default=math.inf)
 
@@ -155,13 +150,7 @@ class Keeper:
 
     def _drop_some(self) -> None:
         """Check two targets, in a cycle; drop those that have not come for long."""
-        for _ in range(2):
-            unchecked = next(self._unchecked, None)
-            if unchecked is None:
-                self._unchecked = iter(self._targets.segment(self._segment))
-                self._segment += 1
-                continue
-            series, target = unchecked
+        for series, target in self._targets.next_items(2):
             is_old = self._number - target.number >= DROPPED_AFTER
             if is_old and self._targets.get(series) is target:
                 self._targets.remove(series)
